@@ -1,0 +1,50 @@
+"""The keys of this deployment: all derived from one secret, each for one use."""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from kernel.errors import Misconfigured
+
+_NONCE = 12
+SECRET_LENGTH = 32
+"""The least characters of SESSION_SECRET."""
+
+
+class Keyring:
+    """Derives keys with HKDF-SHA256, one label a use, and seals values that must not stand open in a row."""
+
+    def __init__(self, secret: str) -> None:
+        if len(secret) < SECRET_LENGTH:
+            raise Misconfigured(
+                f"SESSION_SECRET has {len(secret)} characters; it needs {SECRET_LENGTH} or more: "
+                "make one with `openssl rand -hex 32`"
+            )
+        self._secret = secret.encode()
+
+    def derive(self, label: str, length: int = 32) -> bytes:
+        return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=label.encode()).derive(self._secret)
+
+    def seal(self, label: str, value: bytes, bound_to: str) -> bytes:
+        """AES-GCM. `bound_to` names the row: a sealed value moved to another row does not open."""
+        nonce = os.urandom(_NONCE)
+        return nonce + AESGCM(self.derive(label)).encrypt(nonce, value, bound_to.encode())
+
+    def open(self, label: str, sealed: bytes, bound_to: str) -> bytes:
+        """Raises: Misconfigured when it was sealed under another SESSION_SECRET."""
+        try:
+            return AESGCM(self.derive(label)).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to.encode())
+        except InvalidTag as fault:
+            raise Misconfigured(
+                f"a stored value ({label}) does not open: the database was written under another SESSION_SECRET"
+            ) from fault
+
+
+BROKER_SECRETS = "pointsman/seal/broker-secret"
+INTENT_VALUES = "pointsman/seal/intent-values"
+AGENT_TOKENS = "pointsman/jwt/agent"
