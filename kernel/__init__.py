@@ -1,0 +1,1 @@
+"""The only names that a plugin may import."""

@@ -1,0 +1,1 @@
+"""Who is asking: each reads one kind of credential."""

@@ -1,0 +1,1 @@
+"""What an agent's process finds around it, resolved when its intent is executed."""

@@ -1,0 +1,1 @@
+"""Metrics exporters: each tells what happened in one format."""

@@ -1,0 +1,1 @@
+"""Storage backends and the one schema that they share."""
