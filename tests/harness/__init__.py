@@ -1,0 +1,1 @@
+"""Programs and clients that see a hub only from outside: over HTTP, the socket and its process."""

@@ -1,0 +1,276 @@
+"""Reads the history of one run and names every promise that it breaks (P1 to P6).
+
+Three sources, by the same monotonic clock: what callers were told (`calls.jsonl`), what the brokers saw and did
+(`history.jsonl` of each), and the hub's own rows at the end (`GET /dispatches`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tests.harness.history import Event
+
+ENDED = frozenset({"done", "failed", "expired", "cancelled"})
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of an operation and what became of it; `answered` is None when the connection broke."""
+
+    op: str
+    agent: str | None
+    lane: str | None
+    called: float
+    answered: float | None
+    status: int | None
+    dispatch: str | None
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that is known of one run. `rows` are read when everything should have ended."""
+
+    calls: Sequence[Event]
+    broker: Sequence[Event]
+    rows: Sequence[Row]
+    dedupes: bool = True
+    """The broker announced `dedupe`."""
+    sweep: float = 5.0
+    """Seconds after its deadline in which an intent must have ended: one sweep and some patience."""
+
+
+def violations(run: Run) -> list[str]:
+    """Every broken promise, in words; empty when all were kept."""
+    checks = (lost, unended, doubled, reordered, overlapping, fenced, misattributed, untrue, late_offline)
+    return [f"{check.__name__}: {fault}" for check in checks for fault in check(run)]
+
+
+def check(run: Run) -> None:
+    """Raises: AssertionError with all violations."""
+    found = violations(run)
+    assert not found, "promises broken:\n" + "\n".join(found)
+
+
+def calls_of(run: Run) -> list[Call]:
+    """The operations that callers asked for, each with its answer."""
+    answers = {event["call"]: event for event in run.calls if event["what"] == "answered"}
+    agents = {row["id"]: row.get("agentId") for row in run.rows}
+    found = []
+    for event in run.calls:
+        if event["what"] == "call" and event.get("op"):
+            answer = answers.get(event["call"], {})
+            found.append(
+                Call(
+                    op=event["op"],
+                    agent=event.get("agent") or agents.get(str(answer.get("dispatch"))),
+                    lane=event.get("lane"),
+                    called=event["t"],
+                    answered=answer.get("t"),
+                    status=answer.get("status"),
+                    dispatch=answer.get("dispatch"),
+                )
+            )
+    return found
+
+
+# -- P1 -----------------------------------------------------------------------------------------------------
+
+
+def lost(run: Run) -> Iterator[str]:
+    """An acknowledged intent has a row."""
+    known = {row["id"] for row in run.rows}
+    for call in calls_of(run):
+        if call.acknowledged and call.dispatch is None:
+            yield f"{call.op} of {call.agent} answered {call.status} without X-Dispatch-Id"
+        elif call.acknowledged and call.dispatch not in known:
+            yield f"{call.op} {call.dispatch} was acknowledged with {call.status} and has no row"
+
+
+def unended(run: Run) -> Iterator[str]:
+    """Every row ended, at the latest one sweep after its deadline, and says why if it is not `done`."""
+    for row in run.rows:
+        name = f"{row['op']} {row['id']}"
+        if row["state"] not in ENDED:
+            yield f"{name} is still {row['state']}"
+            continue
+        if not row.get("endedAt"):
+            yield f"{name} is {row['state']} without endedAt"
+        elif (over := _instant(row["endedAt"]) - _instant(row["deadlineAt"])) > run.sweep:
+            yield f"{name} ended {over:.1f} s after its deadline"
+        if row["state"] in ("failed", "expired") and not (row.get("error") or {}).get("code"):
+            yield f"{name} is {row['state']} without a reason"
+
+
+# -- P2 -----------------------------------------------------------------------------------------------------
+
+
+def doubled(run: Run) -> Iterator[str]:
+    """One dispatch id takes effect once; and it is always the same wish."""
+    effects = _by_dispatch(run, "effect")
+    for dispatch, found in effects.items():
+        if run.dedupes and len(found) > 1:
+            yield f"{found[0]['op']} {dispatch} took effect {len(found)} times"
+    for dispatch, asked in _by_dispatch(run, "request").items():
+        wishes = {(event["op"], event["agent"]) for event in asked}
+        if len(wishes) > 1:
+            yield f"{dispatch} was sent as {sorted(map(str, wishes))}"
+
+
+def repeated_after_answer(run: Run) -> list[str]:
+    """For runs in which nothing died: what was answered is not sent again."""
+    faults = []
+    for dispatch, asked in _by_dispatch(run, "request").items():
+        answered = {event["requestId"]: event for event in run.broker if event["what"] == "answer"}
+        finals = [answered[e["requestId"]]["t"] for e in asked if _final(answered.get(e["requestId"]))]
+        if finals and max(event["t"] for event in asked) > min(finals):
+            faults.append(f"{dispatch} was sent again after its final answer")
+    return faults
+
+
+# -- P3 -----------------------------------------------------------------------------------------------------
+
+
+def reordered(run: Run) -> Iterator[str]:
+    """A call made after an earlier one of its agent and lane had been answered 2xx takes effect after it."""
+    first = {dispatch: found[0]["t"] for dispatch, found in _by_dispatch(run, "effect").items()}
+    for calls in _by_lane(call for call in calls_of(run) if call.acknowledged and call.dispatch in first).values():
+        ordered = sorted(calls, key=lambda call: call.called)
+        for index, later in enumerate(ordered):
+            for earlier in ordered[:index]:
+                answered = earlier.answered is not None and earlier.answered < later.called
+                if answered and first[str(earlier.dispatch)] > first[str(later.dispatch)]:
+                    yield f"{later.op} {later.dispatch} took effect before {earlier.op} {earlier.dispatch}"
+
+
+def overlapping(run: Run) -> Iterator[str]:
+    """On one socket the next frame of a lane leaves after the former one's end was decided."""
+    ended = {row["id"]: _instant(row["endedAt"]) for row in run.rows if row.get("endedAt")}
+    at_work: dict[tuple[Any, ...], Event] = {}
+    for event in run.broker:
+        if event["what"] == "request" and event.get("dispatch"):
+            place = (event["pid"], event["socket"], event["query"], event["agent"], _lane(event["op"]))
+            former = at_work.get(place)
+            other = former is not None and former["dispatch"] != event["dispatch"]
+            if former and other and ended.get(former["dispatch"], event["wall"] + 1) > event["wall"]:
+                yield f"{event['op']} {event['dispatch']} was sent while {former['dispatch']} was at work"
+            at_work[place] = event
+        elif event["what"] == "answer":
+            at_work = {p: e for p, e in at_work.items() if e["requestId"] != event["requestId"]}
+
+
+# -- P4 -----------------------------------------------------------------------------------------------------
+
+
+def fenced(run: Run) -> Iterator[str]:
+    """Epochs grow with each session, requests carry their session's, attempts of one intent grow."""
+    epochs: dict[tuple[int, int], int] = {}
+    highest = 0
+    attempts: dict[str, int] = {}
+    for event in run.broker:
+        if event["what"] == "connected":
+            if event["epoch"] is None or event["epoch"] <= highest:
+                yield f"session with epoch {event['epoch']} after {highest}"
+            highest = max(highest, event["epoch"] or 0)
+            epochs[event["pid"], event["socket"]] = event["epoch"]
+        elif event["what"] == "request" and event.get("dispatch"):
+            dispatch, attempt = event["dispatch"], event["attempt"]
+            if event["epoch"] != epochs.get((event["pid"], event["socket"])):
+                yield f"{dispatch} carries epoch {event['epoch']} on the socket of {epochs}"
+            if attempt is None or attempt <= attempts.get(dispatch, 0):
+                yield f"{dispatch} was sent as attempt {attempt} after {attempts.get(dispatch)}"
+            attempts[dispatch] = attempt or 0
+            if event.get("objection"):
+                yield f"{dispatch} was badly signed: {event['objection']}"
+
+
+# -- P5 -----------------------------------------------------------------------------------------------------
+
+
+def late_offline(run: Run) -> Iterator[str]:
+    """A broker that had a socket throughout the time around a look at it is never seen offline."""
+    spans = list(_connected_spans(run.broker))
+    for event in run.calls:
+        if event["what"] == "broker_status" and event["status"] == "offline":
+            for began, ended in spans:
+                if began + 2 < event["t"] < ended - 2:
+                    yield f"broker seen offline at {event['t']:.1f}, connected {began:.1f} to {ended:.1f}"
+
+
+def _connected_spans(broker: Sequence[Event]) -> Iterator[tuple[float, float]]:
+    """From each `connected` to the end of its socket; that of a killed process ends with its last event."""
+    ends = ("closed", "closing", "aborting")
+    for event in broker:
+        if event["what"] == "connected":
+            later = [e for e in broker if e["pid"] == event["pid"] and e["t"] >= event["t"]]
+            closed = [e["t"] for e in later if e["what"] in ends and e.get("socket") == event["socket"]]
+            yield event["t"], min([*closed, max(e["t"] for e in later)])
+
+
+# -- P6 -----------------------------------------------------------------------------------------------------
+
+
+def misattributed(run: Run) -> Iterator[str]:
+    """The result in a row is an answer that the broker gave to this very intent."""
+    for row in run.rows:
+        result = row.get("result")
+        if isinstance(result, dict) and "echo" in result and result["echo"] != row["id"]:
+            yield f"{row['op']} {row['id']} holds the result of {result['echo']}"
+        if row["state"] == "done" and row["id"] not in _by_dispatch(run, "request"):
+            yield f"{row['op']} {row['id']} is done and was never sent"
+
+
+def untrue(run: Run) -> Iterator[str]:
+    """What a caller was told fits how the intent ended."""
+    rows = {row["id"]: row for row in run.rows}
+    effects = _by_dispatch(run, "effect")
+    for call in calls_of(run):
+        row = rows.get(str(call.dispatch))
+        if row is None or call.status is None:
+            continue
+        told = f"{call.op} {call.dispatch} was told {call.status}"
+        if call.op != "message" and call.status in (200, 201, 204) and row["state"] != "done":
+            yield f"{told} and is {row['state']}"
+        if call.status == 502 and row["state"] != "failed":
+            yield f"{told} and is {row['state']}"
+        never = (row.get("error") or {}).get("code") in ("broker_timeout", "runtime_broker_unavailable")
+        if row["state"] in ("expired", "cancelled") and never and call.dispatch in effects:
+            yield f"{told}, ended as if it had not happened, and took effect"
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def _by_dispatch(run: Run, what: str) -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = defaultdict(list)
+    for event in run.broker:
+        if event["what"] == what and event.get("dispatch"):
+            found[event["dispatch"]].append(event)
+    return found
+
+
+def _by_lane(calls: Iterator[Call]) -> dict[tuple[str | None, str | None], list[Call]]:
+    found: dict[tuple[str | None, str | None], list[Call]] = defaultdict(list)
+    for call in calls:
+        found[call.agent, call.lane].append(call)
+    return found
+
+
+def _lane(op: str) -> str:
+    return "message" if op == "message" else "control"
+
+
+def _final(answer: Event | None) -> bool:
+    return answer is not None and answer["status"] < 500 and answer["status"] not in (408, 412, 425, 429)
+
+
+def _instant(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
