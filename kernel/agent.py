@@ -41,9 +41,7 @@ EDGES: dict[Phase, frozenset[Phase]] = {
 
 RESTING = frozenset({Phase.STOPPED, Phase.ERROR, Phase.SUSPENDED})
 """No report leaves these: only the end of an intent does."""
-HOLDS_MESSAGES = frozenset(
-    {Phase.CREATED, Phase.PROVISIONING, Phase.CLONING, Phase.STARTING, Phase.SUSPENDED}
-)
+HOLDS_MESSAGES = frozenset({Phase.CREATED, Phase.PROVISIONING, Phase.CLONING, Phase.STARTING, Phase.SUSPENDED})
 """Messages wait in their lane until the agent runs."""
 ACTIVITIES = frozenset(
     {
@@ -119,6 +117,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     detail: dict[str, Any] | None = None
     tells_runs: bool = True
     """False for a stock broker, which names no run."""
+    broker_id: str | None = None
+    """Set when a broker speaks: it may only speak of its own agents."""
     quiet: bool = True
     """For a heartbeat: no intent of this agent is in flight and none ended less than 5 s ago."""
 

@@ -33,10 +33,23 @@ class PointsmanError(Exception):
         self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
         self.details = dict(details) if details else None
         self.retry_after = retry_after
+        self.dispatch_id: str | None = None
+        """The intent that this error is about, where there is one."""
         super().__init__(self.message)
 
     def as_failure(self) -> Failure:
         return Failure(code=self.code, message=self.message, status=self.status, details=self.details)
+
+
+class Ended(PointsmanError):
+    """The operation ended otherwise than done; code, status and message are those that its intent keeps."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message, details=failure.details, retry_after=1.0 if failure.status == 503 else None)
+        self.failure = failure
+
+    def as_failure(self) -> Failure:
+        return self.failure
 
 
 # -- Refused: the asker changes something ------------------------------------------------------------------

@@ -129,6 +129,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     transitions: tuple[Transition, ...] = ()
     stale: bool = False
     """The broker's row carries another node, session or epoch."""
+    now: Instant = Instant(0)
+    """The database's clock at the claim: what remains until a deadline is measured from here."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -425,6 +427,18 @@ class Intents(Protocol):
         broker not paused; messages only while their agent runs. Stamps the claim and `attempts + 1`."""
         ...
 
+    async def poll(self, node_id: NodeId) -> list[BrokerId]:
+        """The brokers whose socket this node holds and for which something is pending and due: one query, so that
+        no cost grows with idle connections."""
+        ...
+
+    async def find_key(self, key: IdempotencyKey) -> Repeated | None:
+        """What a caller's key was used for, so that a repeat is answered before anything is judged anew.
+
+        Raises: IdempotencyConflict.
+        """
+        ...
+
     async def progress(self, steps: Sequence[Progress]) -> None: ...
 
     async def end(self, end: End) -> Settled:
@@ -443,7 +457,11 @@ class Intents(Protocol):
         ...
 
     async def expire(self, ids: Sequence[IntentId], failure: Failure, node_id: NodeId) -> Changed:
-        """`pending` → `expired` for these; one that was claimed before ends with code `outcome_unknown` instead."""
+        """`pending` → `expired` for these; one that was claimed before ends with code `outcome_unknown` instead.
+
+        Wherever a `create` expires or is cancelled: one that never was claimed takes its agent's row with it; of one
+        that was, the agent stays in phase `error` with a message that says why.
+        """
         ...
 
     async def expire_due(self, node_id: NodeId, limit: int) -> Changed:
@@ -488,12 +506,23 @@ class Agents(Protocol):
         ...
 
     async def report(self, report: Report) -> ReportOutcome:
-        """Apply `kernel.agent.applied` to the row by compare-and-set on its version."""
+        """Apply `kernel.agent.applied` to the row by compare-and-set on its version. With `report.broker_id` only an
+        agent of that broker is found."""
+        ...
+
+    async def quiet(self, agent_id: AgentId, seconds: float) -> bool:
+        """No intent of this agent is unfinished, and none ended less than `seconds` ago."""
         ...
 
     async def list_messages(
-        self, recipient_id: str, page: Page, *, unread: bool = False, project_id: str | None = None,
-        agent_id: str | None = None, type: str | None = None,
+        self,
+        recipient_id: str,
+        page: Page,
+        *,
+        unread: bool = False,
+        project_id: str | None = None,
+        agent_id: str | None = None,
+        type: str | None = None,
     ) -> list[Message]: ...
 
     async def add_message(self, message: Message) -> Message:

@@ -1,0 +1,120 @@
+"""Takes what is pending for a broker into its lanes, for as long as this node holds its link."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import anyio.abc
+
+from kernel import wire
+from kernel.clock import Clock
+from kernel.errors import StorageUnavailable
+from kernel.intent import Op
+from kernel.lanes import Lanes, Work
+from kernel.links import Link, Links
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.storage import ClaimRequest, Claims, Intents, Progress
+
+log = logging.getLogger(__name__)
+
+OPS = frozenset(Op)
+"""The operations that this node knows; a claim names them (design/dispatch.md, mixed versions)."""
+NOTE_EVERY = 1.0
+"""Seconds after which the row of something slow tells that it was sent or accepted."""
+
+
+class Drain:
+    """One task a link claims; a claim is the only way in which recorded work comes into this node's hands."""
+
+    def __init__(
+        self,
+        *,
+        storage: Intents,
+        links: Links,
+        lanes: Lanes,
+        observer: Observer,
+        clock: Clock,
+        node_id: NodeId,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        self._storage = storage
+        self._links = links
+        self._lanes = lanes
+        self._observer = observer
+        self._clock = clock
+        self._node_id = node_id
+        self._tasks = tasks
+
+    def start(self, link: Link) -> None:
+        link.wake()
+        self._tasks.start_soon(self._run, link)
+
+    def wake(self, broker_id: str) -> None:
+        link = self._links.of(broker_id)
+        if link:
+            link.wake()
+
+    async def _run(self, link: Link) -> None:
+        while link.open:
+            await link.work.wait()
+            link.work = anyio.Event()
+            try:
+                await self._claim_all(link)
+            except StorageUnavailable:
+                log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
+                await anyio.sleep(self._clock.jitter(0.5))
+                link.wake()
+
+    async def _claim_all(self, link: Link) -> None:
+        """Claim until nothing is left or the window is full; a work that ends wakes the link again."""
+        while link.open:
+            limit = link.window.size - link.in_hand
+            if limit <= 0:
+                return
+            started = self._clock.monotonic()
+            claims = await self._storage.claim(ClaimRequest(session=link.session, limit=limit, ops=OPS))
+            self._observer.stage("claim", self._clock.monotonic() - started)
+            self._observer.tell(claims.transitions)
+            if claims.stale:
+                link.hang_up(wire.Close.REPLACED, "replaced")
+                return
+            self._take(link, claims)
+            if len(claims.intents) < limit:
+                return
+
+    def _take(self, link: Link, claims: Claims) -> None:
+        for intent in claims.intents:
+            until = self._clock.monotonic() + intent.remaining(claims.now)
+            self._lanes.enter(Work(intent=intent, link=link, until=until))
+
+    # -- what the rows of slow work tell -----------------------------------------------------------------------------
+
+    async def note(self) -> None:
+        """Once a second, in one statement, tell the rows of what is under way that it was sent or accepted, so that
+        `explain` knows on every node. What ends sooner says so with its end."""
+        while True:
+            await anyio.sleep(NOTE_EVERY)
+            steps = [step for work in self._lanes.works() if (step := _news(work))]
+            if steps:
+                try:
+                    await self._storage.progress(steps)
+                except StorageUnavailable:
+                    log.warning("progress not stored: the database does not answer")
+
+
+def _news(work: Work) -> Progress | None:
+    known = (work.sent, work.accepted)
+    if not work.recorded or (known == work.noted and not work.progress):
+        return None
+    work.noted = known
+    work.progress = False
+    return Progress(
+        intent_id=work.intent.id,
+        op=work.intent.op,
+        epoch=work.link.session.epoch,
+        attempt=work.attempt,
+        sent=work.sent,
+        accepted=work.accepted,
+    )

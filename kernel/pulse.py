@@ -1,0 +1,79 @@
+"""Beats this node's row, and knows whether this node may judge others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from kernel.clock import Clock
+from kernel.errors import StorageUnavailable
+from kernel.node import Node, NodeId
+from kernel.storage import Nodes
+
+log = logging.getLogger(__name__)
+
+
+class Pulse:
+    """A node is alive as long as it beats. One whose own beats had a gap judges nobody for a while
+    (design/dispatch.md section 4): an outage of the database costs no broker its socket."""
+
+    def __init__(
+        self, storage: Nodes, node: Node, clock: Clock, *, every: float, lost_after: float, grace: float
+    ) -> None:
+        self._storage = storage
+        self._node = node
+        self._clock = clock
+        self._every = every
+        self._lost_after = lost_after
+        self._grace = grace
+        self._beat_at: float | None = None
+        self._gap_ended_at = float("-inf")
+        self.draining = False
+
+    @property
+    def node_id(self) -> NodeId:
+        return self._node.id
+
+    @property
+    def steady(self) -> bool:
+        """The last beat is recent: what this node believes about its sessions is most likely still true."""
+        return self._beat_at is not None and self._clock.monotonic() - self._beat_at < self._lost_after
+
+    @property
+    def may_judge(self) -> bool:
+        return self.steady and self._clock.monotonic() - self._gap_ended_at >= self._grace
+
+    async def start(self) -> None:
+        await self._storage.join_node(self._node)
+        self._beat_at = self._clock.monotonic()
+
+    async def run(self, forgotten: Callable[[], Awaitable[None]]) -> None:
+        """Beat until cancelled. `forgotten` is awaited when the row is gone: others judged this node lost."""
+        while True:
+            await anyio.sleep(self._every)
+            try:
+                known = await self._storage.beat(self.node_id, self.draining)
+            except StorageUnavailable:
+                log.warning("beat not written: the database does not answer")
+                continue
+            self._note_beat()
+            if not known:
+                await self._rejoin(forgotten)
+
+    def _note_beat(self) -> None:
+        now = self._clock.monotonic()
+        if self._beat_at is None or now - self._beat_at >= self._lost_after:
+            self._gap_ended_at = now
+        self._beat_at = now
+
+    async def _rejoin(self, forgotten: Callable[[], Awaitable[None]]) -> None:
+        log.warning("this node was judged lost: it drops its sessions and joins again")
+        self._gap_ended_at = self._clock.monotonic()
+        self._beat_at = None
+        await forgotten()
+        await self.start()
+
+    async def stop(self) -> None:
+        await self._storage.remove_node(self.node_id)

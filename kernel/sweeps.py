@@ -1,0 +1,125 @@
+"""Puts right what a dead node, a silent broker or a passed deadline left behind; nobody is a leader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import anyio
+
+from kernel.clock import Clock
+from kernel.errors import StorageUnavailable
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.pulse import Pulse
+from kernel.signals import Kind, Signal, Signals
+from kernel.storage import Changed, Storage, Unfinished
+from kernel.waiters import Waiters
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+"""Rows that one sweep moves in one transaction."""
+
+
+class SweepSettings(Protocol):
+    """Seconds between two runs of each sweep."""
+
+    @property
+    def nodes(self) -> float: ...
+    @property
+    def stuck(self) -> float: ...
+    @property
+    def messages(self) -> float: ...
+    @property
+    def history(self) -> float: ...
+
+
+class Spans(Protocol):
+    """Seconds by which the sweeps judge."""
+
+    @property
+    def lost_after(self) -> float: ...
+    @property
+    def stale_after(self) -> float: ...
+    @property
+    def reconnect_grace(self) -> float: ...
+    @property
+    def retention(self) -> float: ...
+
+
+class Sweeps:
+    """Each sweep is an idempotent, bounded batch of compare-and-set statements in the storage."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        observer: Observer,
+        waiters: Waiters,
+        signals: Signals,
+        pulse: Pulse,
+        clock: Clock,
+        every: SweepSettings,
+        spans: Spans,
+    ) -> None:
+        self._storage = storage
+        self._observer = observer
+        self._waiters = waiters
+        self._signals = signals
+        self._pulse = pulse
+        self._clock = clock
+        self._every = every
+        self._spans = spans
+        self.unfinished = Unfinished(counts={}, stuck_messages=0)
+        """As of the last look, for the gauges."""
+
+    @property
+    def _node_id(self) -> NodeId:
+        return self._pulse.node_id
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._repeat, self._every.nodes, self.nodes)
+            tasks.start_soon(self._repeat, self._every.stuck, self.stuck)
+            tasks.start_soon(self._repeat, self._every.messages, self.messages)
+            tasks.start_soon(self._repeat, self._every.history, self.history)
+
+    async def _repeat(self, seconds: float, sweep: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await anyio.sleep(self._clock.jitter(seconds))
+            if not self._pulse.may_judge:
+                continue
+            try:
+                await sweep()
+            except StorageUnavailable as fault:
+                log.warning("a sweep was put off: %s", fault.message)
+
+    async def nodes(self) -> None:
+        """Lost nodes, stale affinity, and lifecycle calls that wait for a broker that does not come."""
+        reaped = await self._storage.reap(self._spans.lost_after, self._spans.stale_after)
+        for node_id in reaped.lost_nodes:
+            log.warning("node %s is lost: what it had in hand is driven again", node_id)
+        self._moved(reaped.changed)
+        self._moved(await self._storage.expire_unheld(self._node_id, self._spans.reconnect_grace, BATCH))
+
+    async def stuck(self) -> None:
+        """In progress under an epoch that is gone; pending past the deadline."""
+        self._moved(await self._storage.redrive(self._node_id, BATCH))
+        self._moved(await self._storage.expire_due(self._node_id, BATCH))
+
+    async def messages(self) -> None:
+        self.unfinished = await self._storage.unfinished()
+
+    async def history(self) -> None:
+        while await self._storage.prune(self._spans.retention, BATCH) >= BATCH:
+            await anyio.sleep(0.05)
+
+    def _moved(self, changed: Changed) -> None:
+        self._observer.tell(changed.transitions)
+        for intent in changed.intents:
+            if intent.state.ended:
+                self._waiters.ended(intent)
+            else:
+                self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id))

@@ -1,0 +1,168 @@
+"""Lets a caller wait for an intent's end, whichever node writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+
+import anyio
+
+from kernel.agent import Agent
+from kernel.clock import Clock
+from kernel.errors import PointsmanError, StorageUnavailable
+from kernel.intent import Intent, IntentId
+from kernel.storage import Intents
+
+
+class Unended(Enum):
+    """Why a wait came back without an end."""
+
+    WAIT_OVER = auto()
+    """The caller's time is over; the intent goes on."""
+    SILENT = auto()
+    """Nothing was heard of the intent for a whole rolling window."""
+
+
+class Seen:
+    """An end: the intent, and its agent as stored in the same commit where that is at hand."""
+
+    __slots__ = ("agent", "intent")
+
+    def __init__(self, intent: Intent, agent: Agent | None = None) -> None:
+        self.intent = intent
+        self.agent = agent
+
+
+class Waiter:
+    """One caller's wait for one intent. Registered before the intent is written, so that no end is missed."""
+
+    def __init__(self, intent_id: IntentId, clock: Clock) -> None:
+        self.intent_id = intent_id
+        self.recorded = False
+        """Whether there is a row to read. False for LOCAL work that pays no write."""
+        self._clock = clock
+        self._end: Seen | Unended | PointsmanError | None = None
+        self._ended = anyio.Event()
+        self._heard_at = clock.monotonic()
+        self._moved_at = 0
+
+    def end(self, end: Seen | Unended | PointsmanError) -> None:
+        """The first one counts."""
+        if self._end is None:
+            self._end = end
+            self._ended.set()
+
+    def progress(self) -> None:
+        self._heard_at = self._clock.monotonic()
+
+    def moved(self, at: int) -> None:
+        """The row moved at this instant, by the database's clock."""
+        if at > self._moved_at:
+            self._moved_at = at
+            self.progress()
+
+    async def outcome(self, wait: float, window: float) -> Seen | Unended | PointsmanError:
+        """Wait for the end, at most `wait` seconds, and no longer than `window` without progress. An error is the
+        one by which this node could not learn or store the end."""
+        until = self._clock.monotonic() + wait
+        while self._end is None:
+            now = self._clock.monotonic()
+            if now >= until:
+                return Unended.WAIT_OVER
+            if now >= self._heard_at + window:
+                return Unended.SILENT
+            with anyio.move_on_after(min(until, self._heard_at + window) - now):
+                await self._ended.wait()
+        return self._end
+
+
+class Waiters:
+    """Everybody on this node who waits for an end."""
+
+    def __init__(self, storage: Intents, clock: Clock, rekick: tuple[float, ...]) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._rekick = rekick
+        self._waiting: dict[IntentId, set[Waiter]] = {}
+
+    @contextmanager
+    def register(self, intent_id: IntentId) -> Iterator[Waiter]:
+        waiter = Waiter(intent_id, self._clock)
+        self._waiting.setdefault(intent_id, set()).add(waiter)
+        try:
+            yield waiter
+        finally:
+            others = self._waiting[intent_id]
+            others.discard(waiter)
+            if not others:
+                del self._waiting[intent_id]
+
+    async def outcome(self, waiter: Waiter, wait: float, window: float, kick: Callable[[], None]) -> Seen | Unended:
+        """Wait for `waiter`'s end; while its row says that nobody took it, `kick` again after 50, 200, 800 ms.
+
+        Raises: the error by which this node could not learn or store the end.
+        """
+        async with anyio.create_task_group() as tasks:
+            if waiter.recorded:
+                tasks.start_soon(self._kick, waiter, kick)
+            seen = await waiter.outcome(wait, window)
+            tasks.cancel_scope.cancel()
+        if isinstance(seen, PointsmanError):
+            raise seen
+        return seen
+
+    async def _kick(self, waiter: Waiter, kick: Callable[[], None]) -> None:
+        for delay in self._rekick:
+            await anyio.sleep(self._clock.jitter(delay))
+            try:
+                found = await self._storage.find_intents([waiter.intent_id])
+            except StorageUnavailable:
+                continue
+            self._told(found)
+            if found and found[0].attempts == 0 and found[0].unfinished:
+                kick()
+
+    # -- what is told to those who wait ------------------------------------------------------------------------------
+
+    def ended(self, intent: Intent, agent: Agent | None = None) -> None:
+        for waiter in self._waiting.get(intent.id, ()):
+            waiter.end(Seen(intent, agent))
+
+    def failed(self, intent_id: IntentId, error: PointsmanError) -> None:
+        """This node cannot say how it ended: tell those who wait here."""
+        for waiter in self._waiting.get(intent_id, ()):
+            waiter.end(error)
+
+    def send_away(self) -> None:
+        """This hub stops: whoever waits here is told to follow the dispatch on another."""
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.end(Unended.WAIT_OVER)
+
+    def progress(self, intent_id: str) -> None:
+        for waiter in self._waiting.get(IntentId(intent_id), ()):
+            waiter.progress()
+
+    def recorded(self, intent_id: IntentId) -> None:
+        """LOCAL work has a row from now on: those who wait for it may read it."""
+        for waiter in self._waiting.get(intent_id, ()):
+            waiter.recorded = True
+
+    async def read(self, ids: tuple[str, ...] | None = None) -> None:
+        """Read the rows of those ids that somebody waits for, or of all of them (the poll), in one query."""
+        waiting = [
+            intent_id
+            for intent_id, waiters in self._waiting.items()
+            if (ids is None or intent_id in ids) and any(waiter.recorded for waiter in waiters)
+        ]
+        if waiting:
+            self._told(await self._storage.find_intents(waiting))
+
+    def _told(self, intents: list[Intent]) -> None:
+        for intent in intents:
+            if intent.state.ended:
+                self.ended(intent)
+                continue
+            for waiter in self._waiting.get(intent.id, ()):
+                waiter.moved(max(intent.progress_at or 0, intent.claimed_at or 0))

@@ -1,0 +1,62 @@
+"""How many requests one broker has in flight."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from kernel.intent import Lane
+
+
+class Window:
+    """Places for requests in flight. Control goes before messages when both wait."""
+
+    def __init__(self, size: int) -> None:
+        self._free = self.size = size
+        self._control: deque[tuple[int, anyio.Event]] = deque()
+        self._messages: deque[tuple[int, anyio.Event]] = deque()
+
+    @property
+    def free(self) -> int:
+        """Places that nobody waits for."""
+        wanted = sum(places for places, _ in self._control) + sum(places for places, _ in self._messages)
+        return max(0, self._free - wanted)
+
+    @asynccontextmanager
+    async def place(self, lane: Lane, *, alone: bool = False) -> AsyncIterator[None]:
+        places = self.size if alone else 1
+        await self._take(self._control if lane is Lane.CONTROL else self._messages, places)
+        try:
+            yield
+        finally:
+            self._free += places
+            self._admit()
+
+    async def _take(self, queue: deque[tuple[int, anyio.Event]], places: int) -> None:
+        ticket = (places, anyio.Event())
+        queue.append(ticket)
+        self._admit()
+        try:
+            await ticket[1].wait()
+        except BaseException:
+            self._give_up(queue, ticket)
+            raise
+
+    def _give_up(self, queue: deque[tuple[int, anyio.Event]], ticket: tuple[int, anyio.Event]) -> None:
+        if ticket[1].is_set():
+            self._free += ticket[0]
+        else:
+            queue.remove(ticket)
+        self._admit()
+
+    def _admit(self) -> None:
+        for queue in (self._control, self._messages):
+            while queue and queue[0][0] <= self._free:
+                places, admitted = queue.popleft()
+                self._free -= places
+                admitted.set()
+            if queue:
+                return
