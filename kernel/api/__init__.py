@@ -1,0 +1,1 @@
+"""The edge: HTTP and the control channel's upgrade, one file a resource."""
