@@ -1,0 +1,106 @@
+"""YAML in, frozen values out; every mistake names its place, and all are told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kernel.config.assign import assigned
+from kernel.config.decode import Nothing, decode
+from kernel.config.document import Document, Mistake, Table, Where, parse
+from kernel.config.entries import entries_of
+from kernel.config.quantity import Duration, Rate, Size
+from kernel.config.settings import PluginEntry, Settings, contradictions
+from kernel.errors import Misconfigured
+
+__all__ = [
+    "Duration",
+    "Mistake",
+    "PluginEntry",
+    "Rate",
+    "Settings",
+    "Size",
+    "Where",
+    "default_path",
+    "load",
+    "misconfigured",
+]
+
+
+def load(path: Path, sets: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in the file at `path`, with each `dotted.key=value` of `sets` laid over it.
+
+    Raises:
+        Misconfigured: its message has one line for each mistake, `file:line:column: key: …`.
+    """
+    environ = os.environ if environ is None else environ
+    mistakes: list[Mistake] = []
+    document = _sections(parse(_text(path), str(path), environ, mistakes), mistakes)
+    for assignment in sets:
+        document = assigned(document, assignment, environ, mistakes)
+    settings = _settings(document, mistakes)
+    if not mistakes:
+        mistakes += [Mistake(_place(document, key), key, told) for key, told in contradictions(settings)]
+    if mistakes:
+        raise misconfigured(mistakes)
+    return settings
+
+
+def default_path(environ: Mapping[str, str] | None = None) -> Path:
+    """`$POINTSMAN_CONFIG`, else `conf/local.yaml` of the working directory, else the one that was shipped."""
+    named = (os.environ if environ is None else environ).get("POINTSMAN_CONFIG")
+    if named:
+        return Path(named)
+    here, package = Path("conf/local.yaml"), Path(__file__).parent.parent
+    shipped = (package / "conf/local.yaml", package.parent / "conf/local.yaml")
+    return next((path for path in (here, *shipped) if path.is_file()), here)
+
+
+def misconfigured(mistakes: Iterable[Mistake]) -> Misconfigured:
+    """All of them in one error, each on a line of its own, in the order of the file."""
+    found = sorted(dict.fromkeys(mistakes), key=lambda mistake: (mistake.where.source, mistake.where.line))
+    lines = [str(mistake) for mistake in found]
+    message = lines[0] if len(lines) == 1 else "\n".join((f"{len(lines)} mistakes, nothing was started", *lines))
+    return Misconfigured(message, details={"mistakes": lines})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        told = "expected a configuration, found no such file: name one with --config or $POINTSMAN_CONFIG"
+        raise Misconfigured(f"{path}: {told}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path}: expected a configuration in UTF-8, found that {error}") from error
+
+
+def _sections(document: Document, mistakes: list[Mistake]) -> Table:
+    """A file that holds nothing is all defaults; one that holds a list or a text is a mistake."""
+    if isinstance(document, Table):
+        return document
+    if document.shown != "nothing":
+        mistakes.append(Mistake(document.where, "", f"expected sections such as plugins:, found {document.shown}"))
+    return Table({}, {}, document.where)
+
+
+def _settings(document: Table, mistakes: list[Mistake]) -> Settings:
+    """The sections by their types, the plugins by their own rules."""
+    plugins = document.entries.get("plugins")
+    entries = () if plugins is None else entries_of(plugins, mistakes)
+    sections = {name: section for name, section in document.entries.items() if name != "plugins"}
+    keys = {name: where for name, where in document.keys.items() if name != "plugins"}
+    settings = decode(Table(sections, keys, document.where), Settings, "", mistakes)
+    return Settings() if isinstance(settings, Nothing) else msgspec.structs.replace(settings, plugins=entries)
+
+
+def _place(document: Table, key: str) -> Where:
+    """Where a key stands; of one that is left to its default, its section or the file."""
+    place: Document = document
+    for name in key.split("."):
+        if not isinstance(place, Table) or name not in place.entries:
+            break
+        place = place.entries[name]
+    return place.where
