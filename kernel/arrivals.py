@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernel import wire
 from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
-from kernel.links import Link
+from kernel.link import Link
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.reports import Reports

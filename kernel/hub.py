@@ -1,0 +1,493 @@
+"""Builds one hub from a configuration and takes it down in reverse order: the composition root."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal as signals_of_the_system
+import socket as sockets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import uvicorn
+
+from kernel import wire
+from kernel.api.app import Edge, build_app
+from kernel.api.protocols import Head, Socket
+from kernel.arrivals import Arrivals
+from kernel.attempt import Attempts
+from kernel.broker import Broker
+from kernel.clock import SYSTEM, Clock
+from kernel.config import Settings
+from kernel.dispatch import Dispatcher
+from kernel.drain import Drain
+from kernel.errors import Misconfigured, PointsmanError, StorageUnavailable
+from kernel.host import Gauges
+from kernel.keyring import Keyring
+from kernel.links import Links
+from kernel.loader import Loaded, load
+from kernel.node import Node, NodeId
+from kernel.observe import Observer
+from kernel.pulse import Pulse
+from kernel.readiness import Readiness
+from kernel.reports import Reports
+from kernel.signals import InProcessSignals, Signals
+from kernel.storage import BrokerEdit, Storage
+from kernel.sweeps import Spans, Sweeps
+from kernel.tokens import Minter
+from kernel.waiters import Waiters
+from kernel.wakeups import Wakeups
+
+log = logging.getLogger(__name__)
+
+USER_TIMEOUT_MS = 20_000
+"""A peer that acknowledges nothing for so long is gone: frees a send that would wait for ever (TCP_USER_TIMEOUT)."""
+LAST_REQUESTS = 5
+"""Seconds that requests under way get at a stop."""
+SECRET_FILE = Path("var/session-secret")
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is known once the hub serves: the content of the ready file."""
+
+    url: str
+    token: str | None
+    node_id: str
+    pid: int
+
+
+Companion = Callable[[Ready], Awaitable[None]]
+"""A program that lives in the hub's process while it serves, and is stopped first (`serve --with-broker`)."""
+
+
+class Hub:
+    """One running hub: the `Host` of its plugins."""
+
+    def __init__(self, settings: Settings, loaded: Loaded, clock: Clock, tasks: anyio.abc.TaskGroup) -> None:
+        self.settings = settings
+        self.loaded = loaded
+        self.clock = clock
+        self.node_id = NodeId(clock.uuid4())
+        self.tasks = tasks
+        self.url = ""
+        self.storage: Storage
+        self.keyring: Keyring
+        self.signals: Signals
+        self.pulse: Pulse
+        self.links: Links
+        self.sweeps: Sweeps
+        self.dispatcher: Dispatcher
+        self.observer = Observer(loaded.hooks.on_transition, loaded.hooks.on_stage)
+
+    def address(self) -> str:
+        return self.url
+
+    @property
+    def gauges(self) -> Gauges:
+        stats = self.loaded.hooks.stats()
+        return Gauges(
+            links=len(self.links),
+            bus_state=self.signals.state(),
+            bus_reconnects=self.signals.reconnects(),
+            bus_roundtrip=self.signals.round_trip(),
+            unfinished={(op, state): count for (op, state), count in self.sweeps.unfinished.counts.items()},
+            stuck_messages=self.sweeps.unfinished.stuck_messages,
+            late_ends=self.dispatcher.late_ends,
+            links_closed=dict(self.links.closed),
+            links_refused=dict(self.links.refused),
+            storage_batch=getattr(self.storage, "last_batch", 1.0),
+            plugin_seconds={(row.plugin, row.hook): (row.calls, row.seconds) for row in stats},
+            plugin_faults={(row.plugin, row.hook): row.faults for row in stats},
+        )
+
+
+async def run(
+    settings: Settings,
+    *,
+    safe_mode: bool = False,
+    ready_file: Path | None = None,
+    told: Callable[[Ready], None] = lambda _: None,
+    companion: Companion | None = None,
+) -> None:
+    """Run a hub until TERM or INT.
+
+    Raises: Misconfigured when it cannot start; nothing was changed then but what a migration did.
+    """
+    loaded = load(settings, safe_mode=safe_mode)
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(_tasks())
+        hub = Hub(settings, loaded, SYSTEM, tasks)
+        hub.storage = await stack.enter_async_context(_storage(loaded, settings))
+        hub.keyring = Keyring(session_secret(alone=not hub.storage.can_signal))
+        hub.signals = InProcessSignals(hub.clock)
+        await stack.enter_async_context(_pulse(hub))
+        parts = _build(hub)
+        listening = stack.enter_context(_listening(settings))
+        hub.url = _url(listening)
+        await stack.enter_async_context(_started(hub))
+        server = await stack.enter_async_context(_serving(hub, parts, listening))
+        await _live(hub, parts, server, ready_file, told, companion)
+
+
+# -- the parts, from the ground up ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
+    async with anyio.create_task_group() as tasks:
+        yield tasks
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _storage(loaded: Loaded, settings: Settings) -> AsyncIterator[Storage]:
+    storage = await loaded.open_storage(settings)
+    try:
+        yield storage
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10.0):
+            await storage.close()
+
+
+@asynccontextmanager
+async def _pulse(hub: Hub) -> AsyncIterator[None]:
+    """The node's row: written first, removed last."""
+    now = hub.clock.now()
+    node = Node(id=hub.node_id, started_at=now, beat_at=now, version=version("pointsman"))
+    every = hub.settings.node
+    hub.pulse = Pulse(hub.storage, node, hub.clock, every=every.beat, lost_after=every.lost_after, grace=every.grace)
+    await hub.pulse.start()
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5.0):
+            try:
+                await hub.pulse.stop()
+            except StorageUnavailable:
+                log.warning("this node's row stays behind: the others will judge it lost")
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs beside the server."""
+
+    dispatcher: Dispatcher
+    drain: Drain
+    reports: Reports
+    waiters: Waiters
+    wakeups: Wakeups
+    readiness: Readiness
+
+
+def _build(hub: Hub) -> Parts:
+    settings, storage, clock, hooks = hub.settings, hub.storage, hub.clock, hub.loaded.hooks
+    waiters = Waiters(storage, clock, settings.bus.rekick)
+    hub.links = Links(
+        storage=storage,
+        node_id=hub.node_id,
+        clock=clock,
+        settings=settings.channel,
+        window=settings.dispatch.window,
+        tells_conflict=lambda broker: hub.tasks.start_soon(_tell_conflict, hub, broker),
+    )
+    attempts = Attempts(
+        hooks=hooks,
+        agents=storage,
+        keyring=hub.keyring,
+        clock=clock,
+        observer=hub.observer,
+        mint=Minter(hub.keyring, clock).agent_token,
+        address=hub.address,
+        late_grace=settings.sweep.stuck,
+    )
+    dispatcher = Dispatcher(
+        storage=storage,
+        signals=hub.signals,
+        links=hub.links,
+        waiters=waiters,
+        attempts=attempts,
+        observer=hub.observer,
+        pulse=hub.pulse,
+        keyring=hub.keyring,
+        clock=clock,
+        settings=settings.dispatch,
+        rank_route=hooks.rank_route,
+        tasks=hub.tasks,
+    )
+    hub.dispatcher = dispatcher
+    drain = Drain(
+        storage=storage,
+        links=hub.links,
+        lanes=dispatcher.lanes,
+        observer=hub.observer,
+        clock=clock,
+        node_id=hub.node_id,
+        tasks=hub.tasks,
+    )
+    reports = Reports(storage=storage, dispatcher=dispatcher, waiters=waiters, clock=clock, tasks=hub.tasks)
+    hub.links.listener = Arrivals(
+        dispatcher=dispatcher,
+        drain=drain,
+        reports=reports,
+        observer=hub.observer,
+        signals=hub.signals,
+        waiters=waiters,
+    )
+    hub.sweeps = Sweeps(
+        storage=storage,
+        observer=hub.observer,
+        waiters=waiters,
+        signals=hub.signals,
+        pulse=hub.pulse,
+        clock=clock,
+        every=settings.sweep,
+        spans=Spans(
+            lost_after=settings.node.lost_after,
+            stale_after=settings.channel.stale_after,
+            reconnect_grace=settings.dispatch.reconnect_grace,
+            retention=settings.dispatch.retention,
+        ),
+    )
+    wakeups = Wakeups(
+        signals=hub.signals,
+        storage=storage,
+        node_id=hub.node_id,
+        clock=clock,
+        settings=settings.bus,
+        drain=drain,
+        dispatcher=dispatcher,
+        waiters=waiters,
+        links=hub.links,
+    )
+    return Parts(
+        dispatcher=dispatcher,
+        drain=drain,
+        reports=reports,
+        waiters=waiters,
+        wakeups=wakeups,
+        readiness=Readiness(storage=storage, pulse=hub.pulse, signals=hub.signals),
+    )
+
+
+async def _tell_conflict(hub: Hub, broker: Broker) -> None:
+    """Two processes with one identity take the socket from each other: said once in the log and on the broker."""
+    if broker.conflict:
+        return
+    log.error(
+        "broker %s (%s): two processes use its identity by turns; give each its own with `pointsman broker register`",
+        broker.name,
+        broker.id,
+    )
+    try:
+        await hub.storage.edit_broker(BrokerEdit(broker_id=broker.id, conflict=True))
+    except PointsmanError as fault:
+        log.warning("the conflict of broker %s is not stored: %s", broker.id, fault.message)
+
+
+@asynccontextmanager
+async def _started(hub: Hub) -> AsyncIterator[None]:
+    hooks = hub.loaded.hooks
+    await hooks.on_start.gather(hub)
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10.0):
+            hub.observer.flush()
+            await hooks.on_stop.gather(hub)
+
+
+# -- the server ------------------------------------------------------------------------------------------------
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own idea of signals: it would raise them again and skip our cleanup."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[sockets.socket]:
+    """Our own socket: the port is known before the start, and a busy one is our error."""
+    host, port = settings.server.host, settings.server.port
+    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+    listening = sockets.socket(family, sockets.SOCK_STREAM)
+    try:
+        listening.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        if hasattr(sockets, "TCP_USER_TIMEOUT"):
+            listening.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        listening.bind((host, port))
+        listening.listen(1024)
+    except OSError as fault:
+        listening.close()
+        raise Misconfigured(
+            f"cannot listen on {host}:{port}: {fault.strerror or fault}; choose another with --port"
+        ) from fault
+    with listening:
+        yield listening
+
+
+def _url(listening: sockets.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - what is bound to all is reached at loopback
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIterator[Server]:
+    """Serve; at the end let the requests under way finish."""
+    server = Server(_config(hub, parts))
+    served = anyio.Event()
+
+    async def serve() -> None:
+        await server.serve(sockets=[listening])
+        served.set()
+
+    hub.tasks.start_soon(serve)
+    while not server.started:
+        await anyio.sleep(0.01)
+    try:
+        yield server
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_REQUESTS + 2.0):
+            server.should_exit = True
+            await served.wait()
+
+
+def _config(hub: Hub, parts: Parts) -> uvicorn.Config:
+    server, channel = hub.settings.server, hub.settings.channel
+    head = type("Head", (Head,), {"head_limit": server.head_limit, "head_deadline": server.head_deadline})
+    return uvicorn.Config(
+        build_app(
+            Edge(
+                host=hub,
+                hooks=hub.loaded.hooks,
+                dispatcher=parts.dispatcher,
+                links=hub.links,
+                reports=parts.reports,
+                readiness=parts.readiness,
+                plugins=hub.loaded.rows,
+            )
+        ),
+        http=head,
+        ws=Socket,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws_max_size=channel.frame_limit,
+        ws_per_message_deflate=False,
+        ws_ping_interval=channel.ping,
+        ws_ping_timeout=None,
+        timeout_graceful_shutdown=LAST_REQUESTS,
+    )
+
+
+# -- a hub's life ------------------------------------------------------------------------------------------------
+
+
+async def _live(
+    hub: Hub,
+    parts: Parts,
+    server: Server,
+    ready_file: Path | None,
+    told: Callable[[Ready], None],
+    companion: Companion | None,
+) -> None:
+    """From ready to the last claim handed back."""
+    async with anyio.create_task_group() as tasks:
+        for task in (
+            hub.observer.run,
+            hub.links.renew,
+            hub.sweeps.run,
+            parts.drain.note,
+            parts.wakeups.listen,
+            parts.wakeups.poll,
+        ):
+            tasks.start_soon(task)
+        tasks.start_soon(hub.pulse.run, lambda: _forgotten(hub))
+        ready = Ready(url=hub.url, token=hub.loaded.local_token(), node_id=hub.node_id, pid=os.getpid())
+        async with anyio.create_task_group() as guests:
+            if companion:
+                guests.start_soon(companion, ready)
+            with _ready_file(ready_file, ready):
+                told(ready)
+                await _until_told_to_stop()
+                parts.readiness.draining = hub.pulse.draining = True
+            guests.cancel_scope.cancel()
+        await _hand_back(hub, parts)
+        tasks.cancel_scope.cancel()
+
+
+async def _until_told_to_stop() -> None:
+    with anyio.open_signal_receiver(signals_of_the_system.SIGTERM, signals_of_the_system.SIGINT) as received:
+        async for number in received:
+            log.info("stopping on %s", number.name)
+            return
+
+
+async def _hand_back(hub: Hub, parts: Parts) -> None:
+    """Not ready, no new sockets; LOCAL calls are recorded; links close, and what was in flight is pending again.
+    A broker without `dedupe` is sent nothing new, and its answers are waited for."""
+    hub.links.draining = True
+    await parts.dispatcher.hand_back()
+    hub.links.quieten()
+    with anyio.move_on_after(hub.settings.node.drain):
+        await hub.links.answered()
+    hub.links.hang_up_all(wire.Close.DRAINING, "draining")
+    with anyio.move_on_after(5.0):
+        await hub.links.empty()
+
+
+async def _forgotten(hub: Hub) -> None:
+    """Others judged this node lost while it was frozen: it holds nothing any more."""
+    hub.links.hang_up_all(wire.Close.NODE_LOST, "node_lost")
+    with anyio.move_on_after(5.0):
+        await hub.links.empty()
+
+
+@contextmanager
+def _ready_file(path: Path | None, ready: Ready) -> Iterator[None]:
+    """There while the hub is ready: written whole or not at all, for its owner only."""
+    if path is None:
+        yield
+        return
+    _write_private(path, msgspec.json.encode(ready))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        os.fsync(descriptor)
+    part.replace(path)
+
+
+def session_secret(*, alone: bool) -> str:
+    """SESSION_SECRET; a hub that is alone on its database makes its own at the first start.
+
+    Raises: Misconfigured when several hubs share a database and none is given.
+    """
+    given = os.environ.get("SESSION_SECRET")
+    if given is not None:
+        return given
+    if not alone:
+        raise Misconfigured(
+            "SESSION_SECRET is not set: hubs that share a database need the same one; "
+            "make it once with `openssl rand -hex 32`"
+        )
+    if not SECRET_FILE.exists():
+        _write_private(SECRET_FILE, os.urandom(32).hex().encode())
+    return SECRET_FILE.read_text().strip()
