@@ -26,6 +26,7 @@ from kernel.clock import SYSTEM, Clock
 from kernel.config import Settings
 from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
+from kernel.ends import Ends
 from kernel.errors import Misconfigured, PointsmanError, StorageUnavailable
 from kernel.host import Gauges
 from kernel.keyring import Keyring
@@ -33,12 +34,14 @@ from kernel.links import Links
 from kernel.loader import Loaded, load
 from kernel.node import Node, NodeId
 from kernel.observe import Observer
+from kernel.plan import Planner
 from kernel.pulse import Pulse
 from kernel.readiness import Readiness
 from kernel.reports import Reports
+from kernel.routing import Routing
 from kernel.signals import InProcessSignals, Signals
 from kernel.storage import BrokerEdit, Storage
-from kernel.sweeps import Spans, Sweeps
+from kernel.sweeps import Judgement, Sweeps
 from kernel.tokens import Minter
 from kernel.waiters import Waiters
 from kernel.wakeups import Wakeups
@@ -82,6 +85,7 @@ class Hub:
         self.links: Links
         self.sweeps: Sweeps
         self.dispatcher: Dispatcher
+        self.ends: Ends
         self.observer = Observer(loaded.hooks.on_transition, loaded.hooks.on_stage)
 
     def address(self) -> str:
@@ -97,7 +101,7 @@ class Hub:
             bus_roundtrip=self.signals.round_trip(),
             unfinished={(op, state): count for (op, state), count in self.sweeps.unfinished.counts.items()},
             stuck_messages=self.sweeps.unfinished.stuck_messages,
-            late_ends=self.dispatcher.late_ends,
+            late_ends=self.ends.late,
             links_closed=dict(self.links.closed),
             links_refused=dict(self.links.refused),
             storage_batch=getattr(self.storage, "last_batch", 1.0),
@@ -130,8 +134,8 @@ async def run(
         listening = stack.enter_context(_listening(settings))
         hub.url = _url(listening)
         await stack.enter_async_context(_started(hub))
-        server = await stack.enter_async_context(_serving(hub, parts, listening))
-        await _live(hub, parts, server, ready_file, told, companion)
+        await stack.enter_async_context(_serving(hub, parts, listening))
+        await _live(hub, parts, ready_file, told, companion)
 
 
 # -- the parts, from the ground up ---------------------------------------------------------------------------
@@ -204,21 +208,38 @@ def _build(hub: Hub) -> Parts:
         address=hub.address,
         late_grace=settings.sweep.stuck,
     )
+    ends = Ends(
+        storage=storage,
+        signals=hub.signals,
+        waiters=waiters,
+        observer=hub.observer,
+        clock=clock,
+        node_id=hub.node_id,
+        tasks=hub.tasks,
+    )
     dispatcher = Dispatcher(
         storage=storage,
         signals=hub.signals,
         links=hub.links,
         waiters=waiters,
+        routing=Routing(
+            links=hub.links,
+            observer=hub.observer,
+            clock=clock,
+            node_id=hub.node_id,
+            rank_route=hooks.rank_route,
+            reconnect_grace=settings.dispatch.reconnect_grace,
+        ),
+        planner=Planner(node_id=hub.node_id, keyring=hub.keyring, clock=clock, spans=settings.dispatch),
         attempts=attempts,
+        ends=ends,
         observer=hub.observer,
         pulse=hub.pulse,
-        keyring=hub.keyring,
         clock=clock,
         settings=settings.dispatch,
-        rank_route=hooks.rank_route,
         tasks=hub.tasks,
     )
-    hub.dispatcher = dispatcher
+    hub.dispatcher, hub.ends = dispatcher, ends
     drain = Drain(
         storage=storage,
         links=hub.links,
@@ -245,7 +266,7 @@ def _build(hub: Hub) -> Parts:
         pulse=hub.pulse,
         clock=clock,
         every=settings.sweep,
-        spans=Spans(
+        spans=Judgement(
             lost_after=settings.node.lost_after,
             stale_after=settings.channel.stale_after,
             reconnect_grace=settings.dispatch.reconnect_grace,
@@ -340,7 +361,7 @@ def _url(listening: sockets.socket) -> str:
 
 
 @asynccontextmanager
-async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIterator[Server]:
+async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIterator[None]:
     """Serve; at the end let the requests under way finish."""
     server = Server(_config(hub, parts))
     served = anyio.Event()
@@ -353,7 +374,7 @@ async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIt
     while not server.started:
         await anyio.sleep(0.01)
     try:
-        yield server
+        yield
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(LAST_REQUESTS + 2.0):
             server.should_exit = True
@@ -395,7 +416,6 @@ def _config(hub: Hub, parts: Parts) -> uvicorn.Config:
 async def _live(
     hub: Hub,
     parts: Parts,
-    server: Server,
     ready_file: Path | None,
     told: Callable[[Ready], None],
     companion: Companion | None,

@@ -7,6 +7,7 @@ from typing import Any, NewType
 
 import msgspec
 
+from kernel.agent import AgentId
 from kernel.clock import Instant
 from kernel.errors import Failure
 
@@ -75,7 +76,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     lane: Lane
     state: State
     broker_id: str
-    agent_id: str
+    agent_id: AgentId
     agent_slug: str
     project_id: str
     seq: int = 0

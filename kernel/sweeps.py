@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
+import msgspec
 
 from kernel.clock import Clock
 from kernel.errors import StorageUnavailable
@@ -36,17 +37,13 @@ class SweepSettings(Protocol):
     def history(self) -> float: ...
 
 
-class Spans(Protocol):
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds by which the sweeps judge."""
 
-    @property
-    def lost_after(self) -> float: ...
-    @property
-    def stale_after(self) -> float: ...
-    @property
-    def reconnect_grace(self) -> float: ...
-    @property
-    def retention(self) -> float: ...
+    lost_after: float
+    stale_after: float
+    reconnect_grace: float
+    retention: float
 
 
 class Sweeps:
@@ -62,7 +59,7 @@ class Sweeps:
         pulse: Pulse,
         clock: Clock,
         every: SweepSettings,
-        spans: Spans,
+        spans: Judgement,
     ) -> None:
         self._storage = storage
         self._observer = observer

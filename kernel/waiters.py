@@ -41,6 +41,8 @@ class Waiter:
         self.intent_id = intent_id
         self.recorded = False
         """Whether there is a row to read. False for LOCAL work that pays no write."""
+        self.sent_away = False
+        """This hub stops: the wait is over although time is left."""
         self._clock = clock
         self._end: Seen | Unended | PointsmanError | None = None
         self._ended = anyio.Event()
@@ -138,6 +140,7 @@ class Waiters:
         """This hub stops: whoever waits here is told to follow the dispatch on another."""
         for waiters in self._waiting.values():
             for waiter in waiters:
+                waiter.sent_away = True
                 waiter.end(Unended.WAIT_OVER)
 
     def progress(self, intent_id: str) -> None:

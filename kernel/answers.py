@@ -1,0 +1,145 @@
+"""Tells a caller what became of its call: the end, or that it goes on, or that nobody can know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from kernel.agent import Agent
+from kernel.call import Answer
+from kernel.clock import Clock
+from kernel.ends import Ends
+from kernel.errors import BrokerTimeout, Ended, Failure, NotFound, OutcomeUnknown, PointsmanError
+from kernel.intent import Intent, IntentId, State
+from kernel.lanes import Lanes
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.storage import IdempotencyKey, Storage
+from kernel.waiters import Seen, Unended, Waiter, Waiters
+
+
+class WaitSettings(Protocol):
+    """Seconds."""
+
+    @property
+    def http_wait(self) -> float: ...
+    @property
+    def rolling_window(self) -> float: ...
+
+
+class Answers:
+    """Waits for an intent's row to end (design/dispatch.md section 8), never for an agent's phase."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        waiters: Waiters,
+        lanes: Lanes,
+        ends: Ends,
+        observer: Observer,
+        clock: Clock,
+        node_id: NodeId,
+        settings: WaitSettings,
+        kick: Callable[[Intent], None],
+        stop: Callable[[Intent], None],
+    ) -> None:
+        self._storage = storage
+        self._waiters = waiters
+        self._lanes = lanes
+        self._ends = ends
+        self._observer = observer
+        self._clock = clock
+        self._node_id = node_id
+        self._settings = settings
+        self._kick = kick
+        self._stop = stop
+
+    async def of(self, intent: Intent, waiter: Waiter, wait: float | None) -> Answer:
+        """Wait at most `wait` seconds (None: `dispatch.http_wait`).
+
+        Raises: Ended unless it is done; OutcomeUnknown; OutcomeUnrecorded; each with the dispatch's id.
+        """
+        try:
+            return await self._of(intent, waiter, wait)
+        except PointsmanError as error:
+            error.dispatch_id = intent.id
+            raise
+
+    async def _of(self, intent: Intent, waiter: Waiter, wait: float | None) -> Answer:
+        if intent.state.ended:
+            return await self._told(intent, None)
+        if wait == 0:
+            return Answer(intent=intent, agent=None, ended=False)
+        budget = self._settings.http_wait if wait is None else wait
+        remaining = intent.remaining(self._clock.now())
+        seen = await self._waiters.outcome(
+            waiter, min(budget, remaining), self._settings.rolling_window, lambda: self._kick(intent)
+        )
+        if isinstance(seen, Seen):
+            return await self._told(seen.intent, seen.agent)
+        if seen is Unended.WAIT_OVER and (budget <= remaining or waiter.sent_away):
+            return await self._not_yet(intent)
+        return await self._give_up(intent)
+
+    async def of_key(self, key: IdempotencyKey, wait: float | None) -> Answer | None:
+        """What an earlier request with this key got, waiting for it as that one did; None when there was none.
+
+        Raises: IdempotencyConflict; and whatever the earlier one ended with.
+        """
+        found = await self._storage.find_key(key)
+        if found is None or found.intent_id is None:
+            return None
+        return await self.again(found.intent_id, wait)
+
+    async def again(self, intent_id: IntentId, wait: float | None) -> Answer:
+        with self._waiters.register(intent_id) as waiter:
+            waiter.recorded = True
+            answer = await self.of(await self.found(intent_id), waiter, wait)
+            return msgspec.structs.replace(answer, repeated=True)
+
+    async def found(self, intent_id: IntentId) -> Intent:
+        """Raises: NotFound."""
+        found = await self._storage.find_intents([intent_id])
+        if not found:
+            raise NotFound(f"there is no dispatch {intent_id}, or it is past its retention")
+        return found[0]
+
+    async def _told(self, intent: Intent, agent: Agent | None) -> Answer:
+        if intent.state is not State.DONE:
+            raise Ended(intent.error or _unexplained(intent))
+        if agent is None:
+            view = await self._storage.find_agent(intent.agent_id)
+            agent = view.agent if view else None
+        return Answer(intent=intent, agent=agent, ended=True)
+
+    async def _not_yet(self, intent: Intent) -> Answer:
+        """The wait is over: 202, once it is durable."""
+        await self._write_down(intent)
+        found = await self.found(intent.id)
+        if found.state.ended:
+            return await self._told(found, None)
+        return Answer(intent=found, agent=None, ended=False)
+
+    async def _give_up(self, intent: Intent) -> Answer:
+        """Silence for a whole window, or the deadline: end it if nobody took it, else ask its owner to stop it."""
+        await self._write_down(intent)
+        changed = await self._storage.expire([intent.id], BrokerTimeout().as_failure(), self._node_id)
+        self._observer.tell(changed.transitions)
+        found = changed.intents[0] if changed.intents else await self.found(intent.id)
+        if found.state.ended:
+            self._waiters.ended(found)
+            return await self._told(found, None)
+        self._stop(found)
+        raise OutcomeUnknown()
+
+    async def _write_down(self, intent: Intent) -> None:
+        work = self._lanes.find(intent.id)
+        if work:
+            await self._ends.write_down(work)
+
+
+def _unexplained(intent: Intent) -> Failure:
+    return Failure(code=str(intent.state), message=f"the operation ended {intent.state}", status=409)

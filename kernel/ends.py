@@ -1,0 +1,178 @@
+"""Writes what became of work in hand: the one last step of the fast and of the slow path."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import anyio.abc
+import msgspec
+
+from kernel.agent import AgentChange, Phase
+from kernel.clock import Clock
+from kernel.errors import OutcomeUnrecorded, StorageUnavailable
+from kernel.intent import Intent, Op, State
+from kernel.lanes import Work
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.signals import Kind, Signal, Signals
+from kernel.storage import End, PutBack, Recording, Settled, Storage
+from kernel.tunnel import Outcome
+from kernel.waiters import Waiters
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds after which a caller is told that the answer could not be stored yet."""
+RETRIES = 300.0
+"""Seconds for which the node goes on trying to store it."""
+
+
+class Ends:
+    """Every write that says how an attempt ended goes through here, fenced by epoch and attempt in the storage."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        signals: Signals,
+        waiters: Waiters,
+        observer: Observer,
+        clock: Clock,
+        node_id: NodeId,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        self._storage = storage
+        self._signals = signals
+        self._waiters = waiters
+        self._observer = observer
+        self._clock = clock
+        self._node_id = node_id
+        self._tasks = tasks
+        self.late = 0
+        """Results that were dropped because somebody else owned the intent by then."""
+
+    async def settle(self, work: Work, outcome: Outcome) -> None:
+        """Write it, however long the database is away, and tell those who wait."""
+        outcome = _about_agent(work.intent, outcome)
+        started = self._clock.monotonic()
+        pause, told = 0.05, False
+        while True:
+            try:
+                settled = await self._write(work, outcome)
+                break
+            except StorageUnavailable:
+                waited = self._clock.monotonic() - started
+            if waited >= PATIENCE and not told:
+                told = True
+                self._waiters.failed(work.intent.id, _unrecorded(work.intent))
+            if waited >= RETRIES:
+                log.error("the end of dispatch %s was never stored: it will be driven again", work.intent.id)
+                return
+            await anyio.sleep(self._clock.jitter(pause))
+            pause = min(2.0, pause * 2)
+        self._observer.stage("end", self._clock.monotonic() - started)
+        if settled:
+            self._tell(work, outcome, settled)
+
+    async def _write(self, work: Work, outcome: Outcome) -> Settled | None:
+        """None: nothing was to be written here, since whoever took the session away puts the row back."""
+        if outcome.kind == "lost":
+            await self.write_down(work)
+            self._wake(work.intent.broker_id)
+            return None
+        if outcome.kind in ("later", "dropped"):
+            await self.write_down(work)
+            return await self._storage.put_back(_put_back(work, outcome))
+        async with work.recording:
+            end = _end(work, outcome)
+            if work.recorded or work.plan is None:
+                return await self._storage.end(end)
+            return await self._storage.insert_ended(work.plan, end)
+
+    async def write_down(self, work: Work) -> None:
+        """Give LOCAL work its row, in this node's hands or, if its session is gone, pending; once."""
+        async with work.recording:
+            if work.recorded or work.plan is None or work.settled.is_set():
+                return
+            plan = msgspec.structs.replace(work.plan, attempts=work.attempt, claim=work.link.session)
+            recorded = await self._storage.record(Recording(intents=(plan,)))
+            work.recorded = True
+        self._observer.tell(recorded.transitions)
+        self._waiters.recorded(work.intent.id)
+
+    def _tell(self, work: Work, outcome: Outcome, settled: Settled) -> None:
+        self._observer.tell(settled.transitions)
+        intent = settled.intent
+        if not settled.accepted:
+            self.late += 1
+            self._signals.signal(self._node_id, Signal(kind=Kind.ENDED, ids=(work.intent.id,)))
+        elif intent and intent.state.ended:
+            self._waiters.ended(intent, settled.agent)
+            self._tell_entry(intent)
+        elif outcome.retry_in:
+            self._tasks.start_soon(self._wake_in, outcome.retry_in, work.intent.broker_id)
+        if settled.waiting:
+            work.link.wake()
+
+    def _tell_entry(self, intent: Intent) -> None:
+        """Wake the hub whose caller waits, if it is another."""
+        if intent.node_id != self._node_id:
+            self._signals.signal(NodeId(intent.node_id), Signal(kind=Kind.ENDED, ids=(intent.id,)))
+
+    async def _wake_in(self, seconds: float, broker_id: str) -> None:
+        await anyio.sleep(seconds)
+        self._wake(broker_id)
+
+    def _wake(self, broker_id: str) -> None:
+        self._signals.signal(self._node_id, Signal(kind=Kind.WORK, broker_id=broker_id))
+
+
+def _end(work: Work, outcome: Outcome) -> End:
+    exchange = work.exchange
+    return End(
+        intent_id=work.intent.id,
+        op=work.intent.op,
+        state=outcome.state,
+        session=work.link.session,
+        attempt=work.attempt,
+        reason=outcome.reason,
+        result=outcome.result,
+        error=outcome.error,
+        agent_id=work.intent.agent_id,
+        change=outcome.change,
+        sent_at=exchange.sent_at if exchange else None,
+        accepted_at=exchange.accepted_at if exchange else None,
+        failures=outcome.failures,
+    )
+
+
+def _put_back(work: Work, outcome: Outcome) -> PutBack:
+    return PutBack(
+        intent_id=work.intent.id,
+        op=work.intent.op,
+        session=work.link.session,
+        attempt=work.attempt,
+        reason=outcome.reason,
+        retry_in=outcome.retry_in,
+        failures=outcome.failures,
+        error=outcome.error,
+    )
+
+
+def _about_agent(intent: Intent, outcome: Outcome) -> Outcome:
+    """A creation that did not happen takes its agent's row with it; one that may have leaves it in `error`."""
+    if intent.op is not Op.CREATE or outcome.kind != "end" or outcome.state is State.DONE or outcome.change:
+        return outcome
+    error = outcome.error
+    if error and error.code == "outcome_unknown":
+        change = AgentChange(phase=Phase.ERROR, message=error.message)
+    else:
+        change = AgentChange(removal="row")
+    return msgspec.structs.replace(outcome, change=change)
+
+
+def _unrecorded(intent: Intent) -> OutcomeUnrecorded:
+    error = OutcomeUnrecorded()
+    error.dispatch_id = intent.id
+    return error

@@ -1,0 +1,120 @@
+"""Decides the route of a call: strategies advise, the snapshot is held against them, the kernel's order comes last."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from kernel.broker import Broker
+from kernel.call import Call
+from kernel.clock import Clock
+from kernel.errors import BrokerOffline, BrokerPaused, PayloadTooLarge, PointsmanError, Unprocessable
+from kernel.intent import IntentId
+from kernel.links import Links
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.route import Route, RouteAdvice, RouteRequest, agrees, standard
+from kernel.transition import ACCEPTED, REFUSED, Transition
+
+FRAME_ALLOWANCE = 1_500
+"""Bytes of a request frame beside its body: ids, path, signature."""
+
+
+class RouteHook(Protocol):
+    """The compiled `rank_route`."""
+
+    def ask(self, *arguments: object, accept: Any = None) -> Any: ...
+
+
+class Routing:
+    """Asks the strategies. None of them claims, fences or sends: a wrong one costs time, never safety."""
+
+    def __init__(
+        self,
+        *,
+        links: Links,
+        observer: Observer,
+        clock: Clock,
+        node_id: NodeId,
+        rank_route: RouteHook,
+        reconnect_grace: float,
+    ) -> None:
+        self._links = links
+        self._observer = observer
+        self._clock = clock
+        self._node_id = node_id
+        self._rank_route = rank_route
+        self._reconnect_grace = reconnect_grace
+
+    def decide(self, call: Call, intent_id: IntentId) -> tuple[RouteRequest, RouteAdvice]:
+        """The snapshot and the verdict.
+
+        Raises: BrokerOffline, BrokerPaused; Unprocessable without a broker; PayloadTooLarge.
+        """
+        started = self._clock.monotonic()
+        broker = call.view.broker
+        if broker is None:
+            raise Unprocessable("this agent has no broker: create it again, or give it one")
+        request = self._snapshot(call, broker)
+        advised = self._rank_route.ask(request, accept=lambda advice: agrees(advice, request))
+        advice: RouteAdvice = advised.value if advised else standard(request)
+        self._observer.stage("route", self._clock.monotonic() - started)
+        if advice.route is Route.REFUSE:
+            self._observer.tell([self._refused(call, intent_id, advice.reason)])
+            raise _refusal(request, advice)
+        self._check_size(call)
+        return request, advice
+
+    def _snapshot(self, call: Call, broker: Broker) -> RouteRequest:
+        here = self._links.of(broker.id) is not None
+        agent = call.view.agent
+        return RouteRequest(
+            op=call.op,
+            agent_id=agent.id,
+            agent_slug=agent.slug,
+            project_id=agent.project_id,
+            phase=agent.phase,
+            labels=agent.labels,
+            broker=broker,
+            node_id=self._node_id,
+            socket_here=here,
+            held_elsewhere=not here and broker.online and broker.connected_hub_id != self._node_id,
+            hold=call.hold,
+            now=call.deliver == "now",
+            between_sockets=self._between_sockets(broker),
+        )
+
+    def _between_sockets(self, broker: Broker) -> bool:
+        """It lost its socket a moment ago, and not by its own orderly close: most likely it is dialling."""
+        missing = broker.missing_for
+        return missing is not None and missing < self._reconnect_grace and not broker.left_orderly
+
+    def _check_size(self, call: Call) -> None:
+        """What can never fit into a frame to this broker is told now, where the broker is known."""
+        link = self._links.of(call.view.agent.runtime_broker_id or "")
+        size = len(msgspec.json.encode(call.args)) * 4 // 3 + FRAME_ALLOWANCE
+        if link and size > link.frame_limit:
+            raise PayloadTooLarge(
+                f"the request needs a frame of about {size} bytes; its broker takes {link.frame_limit}: send less"
+            )
+
+    def _refused(self, call: Call, intent_id: IntentId, reason: str) -> Transition:
+        return Transition(
+            intent_id=intent_id,
+            op=call.op,
+            n=1,
+            at=self._clock.now(),
+            from_state=ACCEPTED,
+            to_state=REFUSED,
+            reason=reason,
+            node_id=self._node_id,
+        )
+
+
+def _refusal(request: RouteRequest, advice: RouteAdvice) -> PointsmanError:
+    details = {"brokerId": request.broker.id, "reason": advice.reason}
+    if advice.reason == "paused":
+        return BrokerPaused(details=details, retry_after=advice.retry_after)
+    strategy = f"a route strategy refused the call: {advice.reason}" if advice.reason != "nobody_home" else None
+    return BrokerOffline(strategy, details=details, retry_after=advice.retry_after)
