@@ -149,8 +149,11 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
         )
 
     def header(self, name: str) -> str | None:
-        value: str | None = _header(self.headers, name)
-        return value
+        return _header(self.headers, name)
+
+    def body_bytes(self) -> bytes:
+        """The body, empty when there is none."""
+        return self.body
 
 
 class Response(Frame, frozen=True, kw_only=True, tag="response"):
@@ -158,13 +161,16 @@ class Response(Frame, frozen=True, kw_only=True, tag="response"):
 
     request_id: str
     status_code: Status
-    headers: dict[str, Any] = {}
-    """As the broker says; `header` gives only texts."""
+    headers: dict[str, str] = {}
+    """What is no text in them is dropped when the frame is read."""
     body: bytes = b""
 
     def header(self, name: str) -> str | None:
-        value = _header(self.headers, name)
-        return value if isinstance(value, str) else None
+        return _header(self.headers, name)
+
+    def body_bytes(self) -> bytes:
+        """The body, empty when there is none."""
+        return self.body
 
     def json(self) -> Any:
         """The body as JSON; None when it is empty or something else."""
@@ -290,11 +296,20 @@ class _Reader:
         kind = self._kinds.get(tag) if isinstance(tag, str) else None
         if kind is None:
             raise BadFrame(f"unknown type {tag!r:.64}: this side takes {', '.join(sorted(self._kinds))}")
+        present = {name: one for name, one in value.items() if one is not None}
+        if kind is Response:
+            present["headers"] = _texts(present.get("headers"))
         try:
-            frame: Frame = msgspec.convert({name: one for name, one in value.items() if one is not None}, kind)
+            frame: Frame = msgspec.convert(present, kind)
         except msgspec.ValidationError as fault:
             raise BadFrame(f"{tag}: {fault}") from fault
         return frame
+
+
+def _texts(headers: Any) -> dict[str, str]:
+    """A broker's answer must not be lost over a header: those that are no text are left out."""
+    named = headers if isinstance(headers, dict) else {}
+    return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
 def _parsed(text: str) -> Any:
@@ -334,7 +349,7 @@ def encode(frame: Frame) -> str:
     return _encoder.encode(frame).decode()
 
 
-def _header(headers: Mapping[str, Any], name: str) -> Any:
+def _header(headers: Mapping[str, str], name: str) -> str | None:
     wanted = name.lower()
     return next((value for key, value in headers.items() if key.lower() == wanted), None)
 

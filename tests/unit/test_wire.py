@@ -76,11 +76,13 @@ def test_groves_is_the_old_name_of_projects() -> None:
     assert frame.project_names == ["one"]
 
 
-def test_response_headers_of_any_type_are_kept_but_only_texts_are_given() -> None:
-    [frame] = from_broker({**RESPONSE, "headers": {"retry-after": "3", "X-Many": ["a", "b"]}})
+@pytest.mark.parametrize("headers", [{"retry-after": "3", "X-Many": ["a", "b"]}, {"retry-after": "3"}])
+def test_an_answer_is_not_lost_over_a_header_that_is_no_text(headers: Any) -> None:
+    [frame] = from_broker({**RESPONSE, "headers": headers})
     assert isinstance(frame, wire.Response)
     assert frame.header("Retry-After") == "3"
-    assert frame.header("x-many") is None
+    assert frame.headers == {"retry-after": "3"}
+    assert from_broker({**RESPONSE, "headers": "none"}) == [wire.Response(request_id="r", status_code=200)]
 
 
 def test_a_response_body_that_is_no_json_is_no_fault() -> None:
