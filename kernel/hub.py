@@ -6,19 +6,18 @@ import logging
 import os
 import signal as signals_of_the_system
 import socket as sockets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
 import msgspec
-import uvicorn
 
 from kernel import wire
 from kernel.api.app import Edge, build_app
-from kernel.api.protocols import Head, Socket
 from kernel.arrivals import Arrivals
 from kernel.attempt import Attempts
 from kernel.broker import Broker
@@ -27,9 +26,9 @@ from kernel.config import Settings
 from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
 from kernel.ends import Ends
-from kernel.errors import Misconfigured, PointsmanError, StorageUnavailable
+from kernel.errors import PointsmanError, StorageUnavailable
 from kernel.host import Gauges
-from kernel.keyring import Keyring
+from kernel.keyring import Keyring, session_secret
 from kernel.links import Links
 from kernel.loader import Loaded, load
 from kernel.node import Node, NodeId
@@ -37,8 +36,10 @@ from kernel.observe import Observer
 from kernel.plan import Planner
 from kernel.pulse import Pulse
 from kernel.readiness import Readiness
+from kernel.ready import Ready, ready_file
 from kernel.reports import Reports
 from kernel.routing import Routing
+from kernel.server import LAST_REQUESTS, Server, listening_socket, server_config, url_of
 from kernel.signals import InProcessSignals, Signals
 from kernel.storage import BrokerEdit, Storage
 from kernel.sweeps import Judgement, Sweeps
@@ -47,21 +48,6 @@ from kernel.waiters import Waiters
 from kernel.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
-
-USER_TIMEOUT_MS = 20_000
-"""A peer that acknowledges nothing for so long is gone: frees a send that would wait for ever (TCP_USER_TIMEOUT)."""
-LAST_REQUESTS = 5
-"""Seconds that requests under way get at a stop."""
-SECRET_FILE = Path("var/session-secret")
-
-
-class Ready(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What is known once the hub serves: the content of the ready file."""
-
-    url: str
-    token: str | None
-    node_id: str
-    pid: int
 
 
 Companion = Callable[[Ready], Awaitable[None]]
@@ -114,7 +100,7 @@ async def run(
     settings: Settings,
     *,
     safe_mode: bool = False,
-    ready_file: Path | None = None,
+    ready_path: Path | None = None,
     told: Callable[[Ready], None] = lambda _: None,
     companion: Companion | None = None,
 ) -> None:
@@ -131,11 +117,11 @@ async def run(
         hub.signals = InProcessSignals(hub.clock)
         await stack.enter_async_context(_pulse(hub))
         parts = _build(hub)
-        listening = stack.enter_context(_listening(settings))
-        hub.url = _url(listening)
+        listening = stack.enter_context(listening_socket(settings))
+        hub.url = url_of(listening)
         await stack.enter_async_context(_started(hub))
         await stack.enter_async_context(_serving(hub, parts, listening))
-        await _live(hub, parts, ready_file, told, companion)
+        await _live(hub, parts, ready_path, told, companion)
 
 
 # -- the parts, from the ground up ---------------------------------------------------------------------------
@@ -324,46 +310,10 @@ async def _started(hub: Hub) -> AsyncIterator[None]:
 # -- the server ------------------------------------------------------------------------------------------------
 
 
-class Server(uvicorn.Server):
-    """uvicorn without its own idea of signals: it would raise them again and skip our cleanup."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextmanager
-def _listening(settings: Settings) -> Iterator[sockets.socket]:
-    """Our own socket: the port is known before the start, and a busy one is our error."""
-    host, port = settings.server.host, settings.server.port
-    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
-    listening = sockets.socket(family, sockets.SOCK_STREAM)
-    try:
-        listening.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
-        if hasattr(sockets, "TCP_USER_TIMEOUT"):
-            listening.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-        listening.bind((host, port))
-        listening.listen(1024)
-    except OSError as fault:
-        listening.close()
-        raise Misconfigured(
-            f"cannot listen on {host}:{port}: {fault.strerror or fault}; choose another with --port"
-        ) from fault
-    with listening:
-        yield listening
-
-
-def _url(listening: sockets.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - what is bound to all is reached at loopback
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 @asynccontextmanager
 async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIterator[None]:
     """Serve; at the end let the requests under way finish."""
-    server = Server(_config(hub, parts))
+    server = Server(server_config(_app(hub, parts), hub.settings))
     served = anyio.Event()
 
     async def serve() -> None:
@@ -381,32 +331,17 @@ async def _serving(hub: Hub, parts: Parts, listening: sockets.socket) -> AsyncIt
             await served.wait()
 
 
-def _config(hub: Hub, parts: Parts) -> uvicorn.Config:
-    server, channel = hub.settings.server, hub.settings.channel
-    head = type("Head", (Head,), {"head_limit": server.head_limit, "head_deadline": server.head_deadline})
-    return uvicorn.Config(
-        build_app(
-            Edge(
-                host=hub,
-                hooks=hub.loaded.hooks,
-                dispatcher=parts.dispatcher,
-                links=hub.links,
-                reports=parts.reports,
-                readiness=parts.readiness,
-                plugins=hub.loaded.rows,
-            )
-        ),
-        http=head,
-        ws=Socket,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws_max_size=channel.frame_limit,
-        ws_per_message_deflate=False,
-        ws_ping_interval=channel.ping,
-        ws_ping_timeout=None,
-        timeout_graceful_shutdown=LAST_REQUESTS,
+def _app(hub: Hub, parts: Parts) -> Any:
+    return build_app(
+        Edge(
+            host=hub,
+            hooks=hub.loaded.hooks,
+            dispatcher=parts.dispatcher,
+            links=hub.links,
+            reports=parts.reports,
+            readiness=parts.readiness,
+            plugins=hub.loaded.rows,
+        )
     )
 
 
@@ -416,7 +351,7 @@ def _config(hub: Hub, parts: Parts) -> uvicorn.Config:
 async def _live(
     hub: Hub,
     parts: Parts,
-    ready_file: Path | None,
+    ready_path: Path | None,
     told: Callable[[Ready], None],
     companion: Companion | None,
 ) -> None:
@@ -436,7 +371,7 @@ async def _live(
         async with anyio.create_task_group() as guests:
             if companion:
                 guests.start_soon(companion, ready)
-            with _ready_file(ready_file, ready):
+            with ready_file(ready_path, ready):
                 told(ready)
                 await _until_told_to_stop()
                 parts.readiness.draining = hub.pulse.draining = True
@@ -470,44 +405,3 @@ async def _forgotten(hub: Hub) -> None:
     hub.links.hang_up_all(wire.Close.NODE_LOST, "node_lost")
     with anyio.move_on_after(5.0):
         await hub.links.empty()
-
-
-@contextmanager
-def _ready_file(path: Path | None, ready: Ready) -> Iterator[None]:
-    """There while the hub is ready: written whole or not at all, for its owner only."""
-    if path is None:
-        yield
-        return
-    _write_private(path, msgspec.json.encode(ready))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fsync(descriptor)
-    part.replace(path)
-
-
-def session_secret(*, alone: bool) -> str:
-    """SESSION_SECRET; a hub that is alone on its database makes its own at the first start.
-
-    Raises: Misconfigured when several hubs share a database and none is given.
-    """
-    given = os.environ.get("SESSION_SECRET")
-    if given is not None:
-        return given
-    if not alone:
-        raise Misconfigured(
-            "SESSION_SECRET is not set: hubs that share a database need the same one; "
-            "make it once with `openssl rand -hex 32`"
-        )
-    if not SECRET_FILE.exists():
-        _write_private(SECRET_FILE, os.urandom(32).hex().encode())
-    return SECRET_FILE.read_text().strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -10,8 +11,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kernel.errors import Misconfigured
+from kernel.private_file import write_private
 
 _NONCE = 12
+SECRET_FILE = Path("var/session-secret")
+"""Where a hub that is alone on its database keeps the secret that it made."""
 SECRET_LENGTH = 32
 """The least characters of SESSION_SECRET."""
 
@@ -48,3 +52,21 @@ class Keyring:
 BROKER_SECRETS = "pointsman/seal/broker-secret"
 INTENT_VALUES = "pointsman/seal/intent-values"
 AGENT_TOKENS = "pointsman/jwt/agent"
+
+
+def session_secret(*, alone: bool) -> str:
+    """SESSION_SECRET; a hub that is alone on its database makes its own at the first start.
+
+    Raises: Misconfigured when several hubs share a database and none is given.
+    """
+    given = os.environ.get("SESSION_SECRET")
+    if given is not None:
+        return given
+    if not alone:
+        raise Misconfigured(
+            "SESSION_SECRET is not set: hubs that share a database need the same one; "
+            "make it once with `openssl rand -hex 32`"
+        )
+    if not SECRET_FILE.exists():
+        write_private(SECRET_FILE, os.urandom(32).hex().encode())
+    return SECRET_FILE.read_text().strip()

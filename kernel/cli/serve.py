@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from kernel.hub import Companion, Ready
+    from kernel.hub import Companion
+    from kernel.ready import Ready
 
 
 @click.command("serve")
@@ -51,7 +52,7 @@ def command(
 
 
 async def _run(run: Any, settings: Any, safe_mode: bool, ready_file: Path | None, companion: Companion | None) -> None:
-    await run(settings, safe_mode=safe_mode, ready_file=ready_file, told=_tell, companion=companion)
+    await run(settings, safe_mode=safe_mode, ready_path=ready_file, told=_tell, companion=companion)
 
 
 def _tell(ready: Ready) -> None:
