@@ -155,6 +155,10 @@ class Dispatcher:
             return self._pulse.node_id
         return NodeId(request.broker.connected_hub_id or "")
 
+    def wake(self, broker_id: str) -> None:
+        """Something of this broker may be claimable now, on whichever node holds it."""
+        self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=broker_id))
+
     def _kick(self, intent: Intent) -> None:
         """Nobody took it yet: signal again, to all, since its owner may have changed."""
         self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id, ids=(intent.id,)))

@@ -51,10 +51,17 @@ class Reports:
         """Apply a report; one of a run that the row does not know yet waits up to 5 s for it."""
         until = self._clock.monotonic() + patience
         while True:
-            outcome = await self._storage.report(report)
+            outcome = await self._store(report)
             if not outcome.run_unknown or not self._may_come(report) or self._clock.monotonic() >= until:
                 return outcome
             await self._run_or(until, report)
+
+    async def _store(self, report: Report) -> ReportOutcome:
+        outcome = await self._storage.report(report)
+        agent = outcome.agent
+        if outcome.changed and agent and agent.phase is Phase.RUNNING and agent.runtime_broker_id:
+            self._dispatcher.wake(agent.runtime_broker_id)
+        return outcome
 
     def _may_come(self, report: Report) -> bool:
         """The run may be that of an operation whose end is still to be stored, here or on another hub."""
@@ -155,7 +162,7 @@ class Reports:
             quiet=not works and await self._quiet(agent_id),
             broker_id=broker.id,
         )
-        await self._storage.report(report)
+        await self._store(report)
 
     async def _quiet(self, agent_id: AgentId) -> bool:
         """No intent of this agent is unfinished, and none ended a moment ago."""
