@@ -32,6 +32,7 @@ SHORT = {
     "dispatch.rolling_window": "6s",
     "dispatch.deadline": "60s",
     "dispatch.reconnect_grace": "1s",
+    "channel.handshake": "5s",
     "channel.ping": "1s",
     "channel.dead_after": "6s",
     "channel.renew": "2s",

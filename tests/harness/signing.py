@@ -77,7 +77,7 @@ def signed(
         **(cover or {}),
     }
     if cover:
-        headers[SIGNED_HEADERS] = ";".join(name.lower() for name in cover)
+        headers[SIGNED_HEADERS] = ";".join(cover)
     asked = Asked(method=method, path=path, query=query, headers=headers, body=body)
     return {**headers, SIGNATURE: signature(secret, asked)}
 
