@@ -24,14 +24,14 @@ def agent_key(keyring: Keyring) -> OctKey:
     return OctKey.import_key(secret, {"kid": hashlib.sha256(secret).hexdigest()[:16], "alg": "HS256", "use": "sig"})
 
 
-class AgentTokens:
+class Minter:
     """Mints one token for each run of an agent."""
 
     def __init__(self, keyring: Keyring, clock: Clock) -> None:
         self._key = agent_key(keyring)
         self._clock = clock
 
-    def mint(self, agent: Agent, run_id: str) -> str:
+    def agent_token(self, agent: Agent, run_id: str) -> str:
         now = self._clock.now() // 1_000_000
         claims = {
             "iss": ISSUER,

@@ -10,7 +10,9 @@ from asyncio import TimerHandle
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import anyio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from kernel.api.faults import envelope
@@ -165,10 +167,15 @@ class Socket(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.heard_at = time.monotonic()
+        self.lost = anyio.Event()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.lost.set()
 
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]
@@ -176,6 +183,9 @@ class Socket(WebSocketsSansIOProtocol):
         await super().run_asgi()
 
     async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self.close_sent and message["type"] == "websocket.send":
+            raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True
@@ -189,5 +199,6 @@ class Socket(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     @property
-    def gone(self) -> bool:
-        return self.disconnected
+    def said_goodbye(self) -> bool:
+        """The peer sent a close frame: its code is its own and not the server's guess."""
+        return self.conn.close_rcvd is not None

@@ -1,0 +1,275 @@
+"""Agents: made, listed, shown, edited, deleted; what they report; what they printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kernel.agent import Agent, AgentId, Phase, Report
+from kernel.api import instants, shapes
+from kernel.api.edge import Edge
+from kernel.api.exchange import Asked, Responded, tell
+from kernel.api.logs import printed
+from kernel.api.operations import (
+    Operation,
+    known_agent,
+    live_agent,
+    named,
+    operation_of,
+    tell_goes_on,
+)
+from kernel.api.pages import PageQuery, listed
+from kernel.api.placement import Placement
+from kernel.api.projects import known_project, name_problems
+from kernel.api.routes import route
+from kernel.broker import Broker, Provider
+from kernel.call import Answer, Call
+from kernel.errors import Invalid, NotFound
+from kernel.intent import Op
+from kernel.project import Project, slug_of
+from kernel.session import Principal
+from kernel.storage import AgentEdit, AgentFilter, AgentView
+from kernel.tunnel import needs_env
+
+
+class AgentQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
+    project_id: str | None = None
+    runtime_broker_id: str | None = None
+    phase: Phase | None = None
+    include_deleted: bool = False
+
+
+class NewAgent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`config` is opaque to the hub; beside it stand the fields by which a stock broker knows the same things."""
+
+    name: str
+    project_id: str | None = None
+    runtime_broker_id: str | None = None
+    task: str | None = None
+    template: str | None = None
+    image: str | None = None
+    workspace: str | None = None
+    branch: str | None = None
+    profile: str | None = None
+    harness_config: Any = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    provision_only: bool = False
+    gather_env: bool = False
+    resume: bool = False
+
+    def problems(self) -> dict[str, str]:
+        return name_problems(self.name)
+
+    def args(self) -> dict[str, Any]:
+        """What the broker must know of this creation and the agent's row does not say."""
+        said = {
+            "task": self.task,
+            "template": self.template,
+            "image": self.image,
+            "workspace": self.workspace,
+            "branch": self.branch,
+            "profile": self.profile,
+            "harnessConfig": self.harness_config,
+            "provisionOnly": self.provision_only or None,
+            "gatherEnv": self.gather_env or None,
+            "resume": self.resume or None,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
+
+class AgentPatch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    task_summary: str | None = None
+    config: dict[str, Any] | None = None
+    state_version: int | None = None
+
+    def problems(self) -> dict[str, str]:
+        return {} if self.name is None else name_problems(self.name)
+
+
+class Deletion(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    delete_files: bool = True
+    remove_branch: bool = True
+    force: bool = False
+
+    def args(self) -> dict[str, Any]:
+        said = {"deleteFiles": self.delete_files, "removeBranch": self.remove_branch}
+        return {**said, "force": True} if self.force else said
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    run_id: str | None = None
+    phase: Phase | None = None
+    activity: str | None = None
+    detail: dict[str, Any] | None = None
+
+
+class Tail(msgspec.Struct, frozen=True, kw_only=True):
+    tail: int | None = None
+
+    def problems(self) -> dict[str, str]:
+        return {"tail": "expected a number of lines, 1 or more"} if self.tail is not None and self.tail < 1 else {}
+
+
+class Agents:
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    # -- many ----------------------------------------------------------------------------------------------------
+
+    @route(action="agent.list", access="user", query=AgentQuery)
+    async def on_get(self, req: Asked, resp: Responded, query: AgentQuery, project: str = "") -> None:
+        storage = self._edge.storage
+        ref = project or query.project_id
+        found = await storage.find_project(ref) if ref else None
+        if project and found is None:
+            raise NotFound(f"there is no project {project}")
+        where = AgentFilter(
+            project_id=found.id if found else ref,
+            runtime_broker_id=query.runtime_broker_id,
+            phase=query.phase,
+            include_deleted=query.include_deleted,
+        )
+        rows = await storage.list_agents(where, query.page)
+        total = await storage.count_agents(where)
+        answer = listed("agents", rows, query.page, created=lambda row: row.created, show=shapes.agent, total=total)
+        tell(resp, {**answer, "serverTime": instants.written(self._edge.clock.now())})
+
+    @route(action="agent.create", access="user", body=NewAgent)
+    async def on_post(self, req: Asked, resp: Responded, body: NewAgent, project: str = "") -> None:
+        """Made and started in one operation of the broker's."""
+        operation = await operation_of(req)
+        if operation.key:
+            repeated = await self._edge.dispatcher.repeated(operation.key, operation.preferences.wait)
+            if repeated:
+                tell_created(resp, repeated)
+                return
+        ref = project or body.project_id
+        if not ref:
+            raise Invalid(fields={"projectId": "is required"})
+        call = await self._creation(req.principal, operation, body, await known_project(self._edge, ref))
+        tell_created(resp, await self._edge.dispatcher.call(call))
+
+    async def _creation(self, principal: Principal, operation: Operation, body: NewAgent, project: Project) -> Call:
+        slug = slug_of(body.name)
+        hold = operation.preferences.deliver == "hold"
+        placement = Placement(self._edge, project, slug, body.labels, hold=hold)
+        broker = await placement.choose(body.runtime_broker_id)
+        agent = _new_agent(AgentId(self._edge.clock.uuid7()), slug, principal, body, project, broker)
+        return operation.call(
+            Op.CREATE,
+            AgentView(agent=agent, project=project, broker=broker, waiting=frozenset()),
+            args=body.args(),
+            new_agent=agent,
+            provider=Provider(
+                project_id=project.id, broker_id=broker.id, broker_name=broker.name, linked_by=principal.id
+            ),
+        )
+
+    # -- one -----------------------------------------------------------------------------------------------------
+
+    @route(action="agent.show", access="user")
+    async def on_get_one(self, req: Asked, resp: Responded, agent: str, project: str = "") -> None:
+        _tell_versioned(resp, (await known_agent(self._edge, agent, project)).agent)
+
+    @route(action="agent.edit", access="user", body=AgentPatch)
+    async def on_patch_one(self, req: Asked, resp: Responded, agent: str, body: AgentPatch, project: str = "") -> None:
+        view = await live_agent(self._edge, agent, project)
+        edited = await self._edge.storage.edit_agent(
+            AgentEdit(
+                agent_id=view.agent.id,
+                state_version=body.state_version if body.state_version is not None else _if_match(req),
+                name=body.name,
+                labels=body.labels,
+                annotations=body.annotations,
+                task_summary=body.task_summary,
+                config=body.config,
+            )
+        )
+        _tell_versioned(resp, edited)
+
+    @route(action="agent.delete", access="user", query=Deletion)
+    async def on_delete_one(self, req: Asked, resp: Responded, agent: str, query: Deletion, project: str = "") -> None:
+        operation = await operation_of(req)
+        view = await live_agent(self._edge, agent, project)
+        answer = await self._edge.dispatcher.call(operation.call(Op.DELETE, view, args=query.args()))
+        if not answer.ended:
+            tell_goes_on(resp, answer)
+            return
+        named(resp, answer.intent)
+        resp.status = 204
+
+    @route(action="agent.status", access="agent", body=Status)
+    async def on_post_status(self, req: Asked, resp: Responded, agent: str, body: Status, project: str = "") -> None:
+        """What the agent says of itself. Another run's report is no error: it changes nothing."""
+        report = Report(
+            agent_id=AgentId(req.principal.id),
+            source="agent",
+            run_id=body.run_id or req.principal.claims.get("run_id"),
+            phase=body.phase,
+            activity=body.activity,
+            detail=body.detail,
+        )
+        outcome = await self._edge.reports.apply(report)
+        if outcome.agent is None:
+            raise NotFound(f"there is no agent {agent}")
+        resp.status = 204
+
+    @route(action="agent.logs", access="user", query=Tail)
+    async def on_get_logs(self, req: Asked, resp: Responded, agent: str, query: Tail, project: str = "") -> None:
+        view = await live_agent(self._edge, agent, project)
+        tell(resp, {"logs": await printed(self._edge, view, query.tail)})
+
+
+def _new_agent(id: AgentId, slug: str, principal: Principal, body: NewAgent, project: Project, broker: Broker) -> Agent:
+    return Agent(
+        id=id,
+        slug=slug,
+        name=body.name,
+        project_id=project.id,
+        phase=Phase.CREATED,
+        runtime_broker_id=broker.id,
+        template=body.template,
+        image=body.image,
+        labels=body.labels,
+        annotations=body.annotations,
+        config=body.config,
+        created_by=principal.id,
+        owner_id=principal.id,
+        ancestry=[principal.id],
+    )
+
+
+def tell_created(resp: Responded, answer: Answer, status: int = 201) -> None:
+    """The agent; 202 with what the broker still needs to know, where it asked for values."""
+    if not answer.ended:
+        tell_goes_on(resp, answer)
+        return
+    named(resp, answer.intent)
+    told: dict[str, Any] = {"agent": None if answer.agent is None else shapes.agent(answer.agent)}
+    said = answer.intent.result
+    if needs_env(said):
+        told["envGather"] = {**said, "agentId": answer.intent.agent_id}
+        status = 202
+    tell(resp, told, status)
+
+
+def _tell_versioned(resp: Responded, agent: Agent) -> None:
+    resp.set_header("ETag", f'"{agent.state_version}"')
+    tell(resp, shapes.agent(agent))
+
+
+def _if_match(req: Asked) -> int | None:
+    """Raises: Invalid."""
+    given = (req.get_header("If-Match") or "*").strip()
+    if given == "*":
+        return None
+    number = given.removeprefix("W/").strip('"')
+    if not (number.isascii() and number.isdigit() and len(number) < 19):
+        raise Invalid(fields={"If-Match": "expected the ETag of an earlier answer"})
+    return int(number)
