@@ -30,13 +30,14 @@ __all__ = [
 ]
 
 
-def load(path: Path, sets: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in the file at `path`, with each `dotted.key=value` of `sets` laid over it.
+def load(path: Path | None = None, sets: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in the file at `path` (or the default one), with each `dotted.key=value` of `sets` laid over it.
 
     Raises:
         Misconfigured: its message has one line for each mistake, `file:line:column: key: …`.
     """
     environ = os.environ if environ is None else environ
+    path = default_path(environ) if path is None else path
     mistakes: list[Mistake] = []
     document = _sections(parse(_text(path), str(path), environ, mistakes), mistakes)
     for assignment in sets:
