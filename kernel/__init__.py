@@ -6,367 +6,76 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernel.agent import (
-        ACTIVITIES as ACTIVITIES,
-        Agent as Agent,
-        AgentChange as AgentChange,
-        AgentId as AgentId,
-        EDGES as EDGES,
-        HOLDS_MESSAGES as HOLDS_MESSAGES,
-        LASTING as LASTING,
-        Phase as Phase,
-        RESTING as RESTING,
-        Report as Report,
-        Reported as Reported,
-        applied as applied,
-        is_current as is_current,
-    )
-    from kernel.broker import (
-        Broker as Broker,
-        BrokerId as BrokerId,
-        Epoch as Epoch,
-        Kind as Kind,
-        Provider as Provider,
-        Session as Session,
-        SessionId as SessionId,
-    )
-    from kernel.clock import Clock as Clock, Instant as Instant, SYSTEM as SYSTEM, is_uuid as is_uuid
-    from kernel.config import Duration as Duration, Rate as Rate, Settings as Settings, Size as Size
-    from kernel.environment import Environment as Environment, Secret as Secret, merged as merged
-    from kernel.errors import (
-        AlreadyExists as AlreadyExists,
-        BrokerAuthFailed as BrokerAuthFailed,
-        BrokerOffline as BrokerOffline,
-        BrokerPaused as BrokerPaused,
-        BrokerTimeout as BrokerTimeout,
-        ClockSkew as ClockSkew,
-        Conflict as Conflict,
-        Draining as Draining,
-        Ended as Ended,
-        ExpiredJoinToken as ExpiredJoinToken,
-        Failure as Failure,
-        Forbidden as Forbidden,
-        HeadersTooLarge as HeadersTooLarge,
-        IdempotencyConflict as IdempotencyConflict,
-        Invalid as Invalid,
-        InvalidJoinToken as InvalidJoinToken,
-        InvalidSignature as InvalidSignature,
-        InvalidState as InvalidState,
-        LinkLost as LinkLost,
-        Malformed as Malformed,
-        MethodNotAllowed as MethodNotAllowed,
-        Misbehaved as Misbehaved,
-        Misconfigured as Misconfigured,
-        NoRuntimeBroker as NoRuntimeBroker,
-        NotFound as NotFound,
-        OutcomeUnknown as OutcomeUnknown,
-        OutcomeUnrecorded as OutcomeUnrecorded,
-        Overtaken as Overtaken,
-        PayloadTooLarge as PayloadTooLarge,
-        PointsmanError as PointsmanError,
-        RateLimited as RateLimited,
-        Refused as Refused,
-        ReplayDetected as ReplayDetected,
-        RuntimeFailed as RuntimeFailed,
-        StaleEpoch as StaleEpoch,
-        StorageUnavailable as StorageUnavailable,
-        Unauthenticated as Unauthenticated,
-        Unavailable as Unavailable,
-        Unprocessable as Unprocessable,
-        VersionConflict as VersionConflict,
-        WrongNode as WrongNode,
-    )
+    from kernel.agent import *
+    from kernel.broker import *
+    from kernel.clock import *
+    from kernel.config import Duration as Duration
+    from kernel.config import Rate as Rate
+    from kernel.config import Settings as Settings
+    from kernel.config import Size as Size
+    from kernel.environment import *
+    from kernel.errors import *
     from kernel.hookspecs import hookimpl as hookimpl
-    from kernel.host import Gauges as Gauges, Host as Host
-    from kernel.intent import (
-        ENDED as ENDED,
-        ENDS_RUN as ENDS_RUN,
-        Intent as Intent,
-        IntentId as IntentId,
-        Lane as Lane,
-        Op as Op,
-        STARTS as STARTS,
-        STEPS as STEPS,
-        State as State,
-        lane_of as lane_of,
-    )
-    from kernel.keyring import (
-        AGENT_TOKENS as AGENT_TOKENS,
-        BROKER_SECRETS as BROKER_SECRETS,
-        INTENT_VALUES as INTENT_VALUES,
-        Keyring as Keyring,
-    )
-    from kernel.message import Message as Message, TEXT_LIMIT as TEXT_LIMIT
-    from kernel.node import Node as Node, NodeId as NodeId
-    from kernel.project import Project as Project, is_slug as is_slug, slug_of as slug_of
-    from kernel.route import (
-        PREDICATES as PREDICATES,
-        PlacementRequest as PlacementRequest,
-        Route as Route,
-        RouteAdvice as RouteAdvice,
-        RouteRequest as RouteRequest,
-        advice_for as advice_for,
-        agrees as agrees,
-        forward_applies as forward_applies,
-        hold_applies as hold_applies,
-        local_applies as local_applies,
-        refuse_applies as refuse_applies,
-        standard as standard,
-    )
-    from kernel.session import (
-        Decision as Decision,
-        Principal as Principal,
-        PrincipalKind as PrincipalKind,
-        Request as Request,
-        Resource as Resource,
-    )
-    from kernel.storage import (
-        AgentEdit as AgentEdit,
-        AgentFilter as AgentFilter,
-        AgentView as AgentView,
-        Agents as Agents,
-        BrokerEdit as BrokerEdit,
-        BrokerJoin as BrokerJoin,
-        BrokerRegistration as BrokerRegistration,
-        Brokers as Brokers,
-        Cancelled as Cancelled,
-        Changed as Changed,
-        ClaimRequest as ClaimRequest,
-        Claims as Claims,
-        End as End,
-        IdempotencyKey as IdempotencyKey,
-        IntentFilter as IntentFilter,
-        Intents as Intents,
-        Keyset as Keyset,
-        LaneView as LaneView,
-        NewIntent as NewIntent,
-        Nodes as Nodes,
-        Page as Page,
-        Progress as Progress,
-        Projects as Projects,
-        PutBack as PutBack,
-        Reaped as Reaped,
-        Recorded as Recorded,
-        Recording as Recording,
-        Registered as Registered,
-        Released as Released,
-        Repeated as Repeated,
-        ReportOutcome as ReportOutcome,
-        SealedSecret as SealedSecret,
-        SessionClaim as SessionClaim,
-        SessionClaimed as SessionClaimed,
-        Sessions as Sessions,
-        Settled as Settled,
-        Sql as Sql,
-        Storage as Storage,
-        Unfinished as Unfinished,
-        User as User,
-    )
-    from kernel.transition import ACCEPTED as ACCEPTED, REFUSED as REFUSED, ROUTED as ROUTED, Transition as Transition
+    from kernel.host import *
+    from kernel.intent import *
+    from kernel.keyring import *
+    from kernel.message import *
+    from kernel.node import *
+    from kernel.project import *
+    from kernel.route import *
+    from kernel.session import *
+    from kernel.storage import *
+    from kernel.transition import *
 
 # Imported at first use: who needs `kernel.wire` alone, as the broker does, does not pay for the rest.
-_HOMES = {
+_NAMES = {
     "agent": (
-        "ACTIVITIES",
-        "Agent",
-        "AgentChange",
-        "AgentId",
-        "EDGES",
-        "HOLDS_MESSAGES",
-        "LASTING",
-        "Phase",
-        "RESTING",
-        "Report",
-        "Reported",
-        "applied",
-        "is_current",
+        "ACTIVITIES Agent AgentChange AgentId EDGES HOLDS_MESSAGES LASTING Phase RESTING Report Reported "
+        "applied is_current"
     ),
-    "broker": (
-        "Broker",
-        "BrokerId",
-        "Epoch",
-        "Kind",
-        "Provider",
-        "Session",
-        "SessionId",
-    ),
-    "clock": (
-        "Clock",
-        "Instant",
-        "SYSTEM",
-        "is_uuid",
-    ),
-    "config": (
-        "Duration",
-        "Rate",
-        "Settings",
-        "Size",
-    ),
-    "environment": (
-        "Environment",
-        "Secret",
-        "merged",
-    ),
+    "broker": "Broker BrokerId Epoch Kind Provider Session SessionId",
+    "clock": "Clock Instant SYSTEM is_uuid",
+    "config": "Duration Rate Settings Size",
+    "environment": "Environment Secret merged",
     "errors": (
-        "AlreadyExists",
-        "BrokerAuthFailed",
-        "BrokerOffline",
-        "BrokerPaused",
-        "BrokerTimeout",
-        "ClockSkew",
-        "Conflict",
-        "Draining",
-        "Ended",
-        "ExpiredJoinToken",
-        "Failure",
-        "Forbidden",
-        "HeadersTooLarge",
-        "IdempotencyConflict",
-        "Invalid",
-        "InvalidJoinToken",
-        "InvalidSignature",
-        "InvalidState",
-        "LinkLost",
-        "Malformed",
-        "MethodNotAllowed",
-        "Misbehaved",
-        "Misconfigured",
-        "NoRuntimeBroker",
-        "NotFound",
-        "OutcomeUnknown",
-        "OutcomeUnrecorded",
-        "Overtaken",
-        "PayloadTooLarge",
-        "PointsmanError",
-        "RateLimited",
-        "Refused",
-        "ReplayDetected",
-        "RuntimeFailed",
-        "StaleEpoch",
-        "StorageUnavailable",
-        "Unauthenticated",
-        "Unavailable",
-        "Unprocessable",
-        "VersionConflict",
-        "WrongNode",
+        "AlreadyExists BrokerAuthFailed BrokerOffline BrokerPaused BrokerTimeout ClockSkew Conflict Draining "
+        "Ended ExpiredJoinToken Failure Forbidden HeadersTooLarge IdempotencyConflict Invalid "
+        "InvalidJoinToken InvalidSignature InvalidState LinkLost Malformed MethodNotAllowed Misbehaved "
+        "Misconfigured NoRuntimeBroker NotFound OutcomeUnknown OutcomeUnrecorded Overtaken PayloadTooLarge "
+        "PointsmanError RateLimited Refused ReplayDetected RuntimeFailed StaleEpoch StorageUnavailable "
+        "Unauthenticated Unavailable Unprocessable VersionConflict WrongNode"
     ),
-    "hookspecs": ("hookimpl",),
-    "host": (
-        "Gauges",
-        "Host",
-    ),
-    "intent": (
-        "ENDED",
-        "ENDS_RUN",
-        "Intent",
-        "IntentId",
-        "Lane",
-        "Op",
-        "STARTS",
-        "STEPS",
-        "State",
-        "lane_of",
-    ),
-    "keyring": (
-        "AGENT_TOKENS",
-        "BROKER_SECRETS",
-        "INTENT_VALUES",
-        "Keyring",
-    ),
-    "message": (
-        "Message",
-        "TEXT_LIMIT",
-    ),
-    "node": (
-        "Node",
-        "NodeId",
-    ),
-    "project": (
-        "Project",
-        "is_slug",
-        "slug_of",
-    ),
+    "hookspecs": "hookimpl",
+    "host": "Gauges Host",
+    "intent": "ENDED ENDS_RUN Intent IntentId Lane Op STARTS STEPS State lane_of",
+    "keyring": "AGENT_TOKENS BROKER_SECRETS INTENT_VALUES Keyring",
+    "message": "Message TEXT_LIMIT",
+    "node": "Node NodeId",
+    "project": "Project is_slug slug_of",
     "route": (
-        "PREDICATES",
-        "PlacementRequest",
-        "Route",
-        "RouteAdvice",
-        "RouteRequest",
-        "advice_for",
-        "agrees",
-        "forward_applies",
-        "hold_applies",
-        "local_applies",
-        "refuse_applies",
-        "standard",
+        "PREDICATES PlacementRequest Route RouteAdvice RouteRequest advice_for agrees forward_applies "
+        "hold_applies local_applies refuse_applies standard"
     ),
-    "session": (
-        "Decision",
-        "Principal",
-        "PrincipalKind",
-        "Request",
-        "Resource",
-    ),
+    "session": "Decision Principal PrincipalKind Request Resource",
     "storage": (
-        "AgentEdit",
-        "AgentFilter",
-        "AgentView",
-        "Agents",
-        "BrokerEdit",
-        "BrokerJoin",
-        "BrokerRegistration",
-        "Brokers",
-        "Cancelled",
-        "Changed",
-        "ClaimRequest",
-        "Claims",
-        "End",
-        "IdempotencyKey",
-        "IntentFilter",
-        "Intents",
-        "Keyset",
-        "LaneView",
-        "NewIntent",
-        "Nodes",
-        "Page",
-        "Progress",
-        "Projects",
-        "PutBack",
-        "Reaped",
-        "Recorded",
-        "Recording",
-        "Registered",
-        "Released",
-        "Repeated",
-        "ReportOutcome",
-        "SealedSecret",
-        "SessionClaim",
-        "SessionClaimed",
-        "Sessions",
-        "Settled",
-        "Sql",
-        "Storage",
-        "Unfinished",
-        "User",
+        "AgentEdit AgentFilter AgentView Agents BrokerEdit BrokerJoin BrokerRegistration Brokers Cancelled "
+        "Changed ClaimRequest Claims End IdempotencyKey IntentFilter Intents Keyset LaneView NewIntent Nodes "
+        "Page Progress Projects PutBack Reaped Recorded Recording Registered Released Repeated ReportOutcome "
+        "SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage Unfinished User"
     ),
-    "transition": (
-        "ACCEPTED",
-        "REFUSED",
-        "ROUTED",
-        "Transition",
-    ),
+    "transition": "ACCEPTED REFUSED ROUTED Transition",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = list(_HOME)  # noqa: PLE0604
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"kernel has no {name} for plugins; it has {', '.join(sorted(_HOME))}")
-    value = getattr(import_module(f"kernel.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"kernel has no {name} for plugins; `dir(kernel)` lists what it has")
+        value = getattr(import_module(f"kernel.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
