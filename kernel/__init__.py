@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kernel.config import Rate as Rate
     from kernel.config import Settings as Settings
     from kernel.config import Size as Size
+    from kernel.credentials import open_secret as open_secret
     from kernel.environment import *
     from kernel.errors import *
     from kernel.hookspecs import hookimpl as hookimpl
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from kernel.route import *
     from kernel.session import *
     from kernel.storage import *
+    from kernel.tokens import AGENT_AUDIENCE as AGENT_AUDIENCE
+    from kernel.tokens import AGENT_ISSUER as AGENT_ISSUER
+    from kernel.tokens import agent_key as agent_key
     from kernel.transition import *
+    from kernel.wire import CLOCK_WINDOW as CLOCK_WINDOW
+    from kernel.wire import canonical_string as canonical_string
+    from kernel.wire import covered as covered
+    from kernel.wire import is_nonce as is_nonce
+    from kernel.wire import is_signed as is_signed
 
 # Imported at first use: who needs `kernel.wire` alone, as the broker does, does not pay for the rest.
 _NAMES = {
@@ -36,6 +45,7 @@ _NAMES = {
     "broker": "Broker BrokerId Epoch Kind Provider Session SessionId",
     "clock": "Clock Instant SYSTEM is_uuid",
     "config": "Duration Rate Settings Size",
+    "credentials": "open_secret",
     "environment": "Environment Secret merged",
     "errors": (
         "AlreadyExists BrokerAuthFailed BrokerOffline BrokerPaused BrokerTimeout ClockSkew Conflict Draining "
@@ -63,7 +73,9 @@ _NAMES = {
         "Page Progress Projects PutBack Reaped Recorded Recording Registered Released Repeated ReportOutcome "
         "SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage Unfinished User"
     ),
+    "tokens": "AGENT_AUDIENCE AGENT_ISSUER agent_key",
     "transition": "ACCEPTED REFUSED ROUTED Transition",
+    "wire": "CLOCK_WINDOW canonical_string covered is_nonce is_signed",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

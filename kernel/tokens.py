@@ -11,8 +11,8 @@ from kernel.agent import Agent
 from kernel.clock import Clock
 from kernel.keyring import AGENT_TOKENS, Keyring
 
-ISSUER = "pointsman"
-AUDIENCE = "pointsman-agent"
+AGENT_ISSUER = "pointsman"
+AGENT_AUDIENCE = "pointsman-agent"
 LIFETIME = 36_000
 """Seconds: ten hours."""
 SCOPES = ("agent:status:update",)
@@ -34,8 +34,8 @@ class Minter:
     def agent_token(self, agent: Agent, run_id: str) -> str:
         now = self._clock.now() // 1_000_000
         claims = {
-            "iss": ISSUER,
-            "aud": AUDIENCE,
+            "iss": AGENT_ISSUER,
+            "aud": AGENT_AUDIENCE,
             "sub": agent.id,
             "project_id": agent.project_id,
             "run_id": run_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -14,6 +14,7 @@ from kernel.dispatch import Dispatcher
 from kernel.hooks import Hooks
 from kernel.host import Host
 from kernel.links import Links
+from kernel.loader import PluginRow
 from kernel.reports import Reports
 from kernel.storage import Storage
 
@@ -33,7 +34,7 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     links: Links
     reports: Reports
     readiness: Readiness
-    plugins: Callable[[], list[Any]]
+    plugins: Callable[[], list[PluginRow]]
     """The rows of `GET /plugins`."""
 
     @property

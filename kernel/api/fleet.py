@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from importlib.metadata import version
 
-import msgspec
-
 from kernel.api import shapes
 from kernel.api.edge import Edge
 from kernel.api.exchange import Asked, Responded, tell
@@ -64,4 +62,4 @@ class Fleet:
         tell(resp, {"plugins": self._plugins()})
 
     def _plugins(self) -> list[object]:
-        return [msgspec.to_builtins(row) for row in self._edge.plugins()]
+        return [shapes.plugin(row) for row in self._edge.plugins()]

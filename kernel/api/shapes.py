@@ -12,6 +12,7 @@ from kernel.broker import Broker
 from kernel.clock import Instant
 from kernel.explain import Explanation
 from kernel.intent import Intent, State
+from kernel.loader import PluginRow
 from kernel.message import Message
 from kernel.node import Node
 from kernel.project import Project
@@ -187,6 +188,27 @@ def explanation(view: LaneView, told: Explanation) -> dict[str, Any]:
         "owner": _owner(view),
         "broker": {"status": broker_status(row), "since": time_or_none(_since(row))} if row else None,
         "transitions": [transition(one) for one in view.history],
+    }
+
+
+def plugin(row: PluginRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "use": row.use,
+        "origin": row.origin,
+        "state": row.state,
+        "reason": row.reason or None,
+        "faults": sum(one.faults for one in row.hooks),
+        "hooks": [
+            {
+                "hook": one.hook,
+                "calls": one.calls,
+                "seconds": round(one.seconds, 6),
+                "faults": one.faults,
+                "lastFault": one.last_fault or None,
+            }
+            for one in row.hooks
+        ],
     }
 
 
