@@ -6,7 +6,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
 from kernel.cli import show
@@ -70,6 +69,8 @@ class Following:
         self._seen: str | None = None
 
     async def run(self) -> None:
+        import anyio
+
         pause, away = FIRST_LOOK, 0.0
         while True:
             try:

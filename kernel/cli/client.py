@@ -26,6 +26,8 @@ GRACE = 10.0
 """Seconds that an answer may take beyond the wait which its request asked for."""
 PATIENCE = 10.0
 """Seconds for which a change is repeated even if its command does not wait."""
+LONGEST_WAIT = 50.0
+"""Seconds that one request may ask the hub to wait: proxies cut what is silent for a minute."""
 PAGE = 200
 FINAL_503 = frozenset({"runtime_broker_unavailable", "runtime_broker_paused", "wrong_node"})
 """Refusals that trying again does not mend: somebody has to do something."""
@@ -136,21 +138,27 @@ class Hub:
         return answer
 
     async def insist(
-        self, change: Change, *, patience: float, prefer: Callable[[float], Mapping[str, str]] | None = None
+        self,
+        change: Change,
+        *,
+        patience: float,
+        wait: float = 0.0,
+        prefer: Callable[[float], Mapping[str, str]] = lambda _: {},
     ) -> Answer:
         """Sends it with the same key until there is an answer, so that its outcome is not lost.
 
-        `prefer` gives the headers for the seconds that are left. A hub that nobody ever reached is not asked twice.
+        The hub may wait for `wait` seconds in all; `prefer` gives the headers that tell it what is left of them.
+        A hub that nobody ever reached is not asked twice.
 
         Raises: CommandFailed when nobody took it, or when an answer is still missing after `patience` seconds.
         """
-        end = SYSTEM.monotonic() + patience
+        began = SYSTEM.monotonic()
         sent, pause = False, 0.1
         while True:
-            left = max(0.0, end - SYSTEM.monotonic())
+            left = min(max(0.0, began + wait - SYSTEM.monotonic()), LONGEST_WAIT)
             missing: CommandFailed
             try:
-                answer = await self._repeat(change, prefer(left) if prefer else {}, left)
+                answer = await self._repeat(change, prefer(left), left)
             except Unreachable as away:
                 if not sent:
                     raise
@@ -162,11 +170,11 @@ class Hub:
                     return answer
                 missing, pause = self.refused(answer), answer.pause
                 sent = sent or answer.code == "outcome_unrecorded"
-            if SYSTEM.monotonic() + pause >= end:
+            if SYSTEM.monotonic() + pause >= began + patience:
                 raise _unknown(missing) if sent else missing
             await anyio.sleep(pause)
 
-    async def _repeat(self, change: Change, preferences: Mapping[str, str], left: float) -> Answer:
+    async def _repeat(self, change: Change, preferences: Mapping[str, str], wait: float) -> Answer:
         headers = {
             **change.headers,
             **preferences,
@@ -175,8 +183,7 @@ class Hub:
         }
         if change.body is not None:
             headers["Content-Type"] = "application/json"
-        within = (left if preferences else 0.0) + GRACE
-        return await self.send(change.method, change.path, headers=headers, body=change.body, within=within)
+        return await self.send(change.method, change.path, headers=headers, body=change.body, within=wait + GRACE)
 
     async def send(
         self,

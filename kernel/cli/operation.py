@@ -20,8 +20,6 @@ from kernel.intent import ENDED
 DEFAULT_WAIT = 120.0
 HOLD_WAIT = 5.0
 """Seconds for which a held operation is waited for when nobody said how long: its broker may be here."""
-LONGEST_REQUEST = 50.0
-"""Seconds that one request may ask the hub to wait: proxies cut what is silent for a minute."""
 QUIET = 0.5
 """Seconds before progress is looked for: most operations have ended by then."""
 FIRST_LOOK, LAST_LOOK = 0.1, 1.0
@@ -48,13 +46,18 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
         return HOLD_WAIT if self.delivery == "hold" else DEFAULT_WAIT
 
     @property
+    def patience(self) -> float:
+        """Seconds for which its request is repeated when no answer comes."""
+        return self.budget if self.seconds is not None else max(self.budget, PATIENCE)
+
+    @property
     def accepts_storing(self) -> bool:
         """Whether an operation that is stored and goes on is what the caller asked for."""
         return not self.follow or (self.delivery == "hold" and self.seconds is None)
 
     def headers(self, left: float) -> Mapping[str, str]:
         prefer = [f"deliver={self.delivery}"] if self.delivery else []
-        prefer.append(f"wait={max(1, round(min(left, LONGEST_REQUEST)))}" if self.follow else "respond-async")
+        prefer.append(f"wait={max(1, round(left))}" if self.follow else "respond-async")
         deadline = {"X-Dispatch-Deadline": self.deadline} if self.deadline else {}
         return {"Prefer": ", ".join(prefer), **deadline}
 
@@ -119,7 +122,12 @@ async def _send(hub: Hub, wish: Wish, waiting: Waiting, watch: Watch) -> Answer:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.keep_looking)
         try:
-            result = await hub.insist(wish.change, patience=max(waiting.budget, PATIENCE), prefer=waiting.headers)
+            result = await hub.insist(
+                wish.change,
+                patience=waiting.patience,
+                wait=waiting.budget,
+                prefer=waiting.headers,
+            )
         except CommandFailed as failed:
             # Raised outside: a task group would wrap it.
             result = failed

@@ -50,7 +50,8 @@ def _print(text: str, *, err: bool = False) -> None:
     # A locale that cannot show a character, or a lone surrogate, must not end the command.
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
+    # Colours are left alone: what must not reach a terminal was taken out before.
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err, color=True)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
