@@ -102,12 +102,12 @@ def _too_early(view: LaneView, now: Instant) -> Explanation | None:
     if intent.next_attempt_at is None or intent.next_attempt_at <= now:
         return None
     why = f" ({intent.error.message})" if intent.error else ""
-    sentence = f"Attempt {intent.attempts} did not end it{why}; the next one is {_when(intent.next_attempt_at, now)}."
+    sentence = f"Attempt {intent.attempts} did not end it{why}; the next one is at {_when(intent.next_attempt_at, now)}."
     return Explanation(code="waiting_retry", sentence=sentence, next_attempt_at=intent.next_attempt_at)
 
 
 def _with_deadline(found: Explanation, intent: Intent, now: Instant) -> Explanation:
-    until = f" It is given up {_when(intent.deadline_at, now)}."
+    until = f" It is given up at {_when(intent.deadline_at, now)}."
     return msgspec.structs.replace(found, sentence=found.sentence + until)
 
 
@@ -122,15 +122,15 @@ def _in_progress(view: LaneView, settings: Settings, now: Instant) -> Explanatio
         return Explanation(code="waiting_owner", sentence=sentence, next_attempt_at=soon)
     name = view.broker.name if view.broker else intent.broker_id
     if intent.accepted_at:
-        sentence = f"Broker {name} took it {_when(intent.accepted_at, now)} and works on it."
+        sentence = f"Broker {name} took it at {_when(intent.accepted_at, now)} and works on it."
         return Explanation(code="accepted", sentence=sentence)
     if intent.sent_at:
-        sentence = f"It was sent to broker {name} {_when(intent.sent_at, now)}; the answer has not come yet."
+        sentence = f"It was sent to broker {name} at {_when(intent.sent_at, now)}; the answer has not come yet."
         return Explanation(code="sent", sentence=sentence)
     before = _behind(view, now)
     if before:
         return before
-    sentence = f"Hub {intent.claimed_by} took it {_when(intent.claimed_at or now, now)} and is about to send it."
+    sentence = f"Hub {intent.claimed_by} took it at {_when(intent.claimed_at or now, now)} and is about to send it."
     return Explanation(code="waiting_owner", sentence=sentence)
 
 
@@ -144,9 +144,9 @@ def _still_owned(intent: Intent, broker: Broker | None) -> bool:
 def _ended(intent: Intent, now: Instant) -> str:
     when = _when(intent.ended_at or now, now)
     if intent.state is State.DONE:
-        return f"Done {when}: the broker acknowledged it at attempt {intent.attempts}."
+        return f"Done at {when}: the broker acknowledged it at attempt {intent.attempts}."
     why = f": {intent.error.message} ({intent.error.code})" if intent.error else ""
-    return f"{_word(intent.state).capitalize()} {when}{why}."
+    return f"{_word(intent.state).capitalize()} at {when}{why}."
 
 
 def _subject(intent: Intent) -> str:
@@ -158,11 +158,11 @@ def _word(state: State) -> str:
 
 
 def _when(instant: Instant, now: Instant) -> str:
-    """`at 2026-11-25 09:30:12 UTC (4 s ago)`"""
+    """`2026-11-25 09:30:12 UTC (4 s ago)`"""
     moment = datetime.fromtimestamp(instant / 1_000_000, UTC)
     seconds = (instant - now) / 1_000_000
     distance = f"in {_span(seconds)}" if seconds > 0 else f"{_span(-seconds)} ago"
-    return f"at {moment:%Y-%m-%d %H:%M:%S} UTC ({distance})"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({distance})"
 
 
 def _span(seconds: float) -> str:
