@@ -102,7 +102,9 @@ def _too_early(view: LaneView, now: Instant) -> Explanation | None:
     if intent.next_attempt_at is None or intent.next_attempt_at <= now:
         return None
     why = f" ({intent.error.message})" if intent.error else ""
-    sentence = f"Attempt {intent.attempts} did not end it{why}; the next one is at {_when(intent.next_attempt_at, now)}."
+    sentence = (
+        f"Attempt {intent.attempts} did not end it{why}; the next one is at {_when(intent.next_attempt_at, now)}."
+    )
     return Explanation(code="waiting_retry", sentence=sentence, next_attempt_at=intent.next_attempt_at)
 
 

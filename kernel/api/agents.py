@@ -8,11 +8,11 @@ import msgspec
 
 from kernel.agent import Agent, AgentId, Phase, Report
 from kernel.api import instants, shapes
+from kernel.api.creation import AgentOfProject, NewAgent, create
 from kernel.api.edge import Edge
 from kernel.api.exchange import Asked, Responded, tell
 from kernel.api.logs import printed
 from kernel.api.operations import (
-    Operation,
     known_agent,
     live_agent,
     named,
@@ -20,17 +20,11 @@ from kernel.api.operations import (
     tell_goes_on,
 )
 from kernel.api.pages import PageQuery, listed
-from kernel.api.placement import Placement
 from kernel.api.projects import known_project, name_problems
 from kernel.api.routes import route
-from kernel.broker import Broker, Provider
-from kernel.call import Answer, Call
 from kernel.errors import Invalid, NotFound
 from kernel.intent import Op
-from kernel.project import Project, slug_of
-from kernel.session import Principal
-from kernel.storage import AgentEdit, AgentFilter, AgentView
-from kernel.tunnel import needs_env
+from kernel.storage import AgentEdit, AgentFilter
 
 
 class AgentQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
@@ -38,46 +32,6 @@ class AgentQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
     runtime_broker_id: str | None = None
     phase: Phase | None = None
     include_deleted: bool = False
-
-
-class NewAgent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """`config` is opaque to the hub; beside it stand the fields by which a stock broker knows the same things."""
-
-    name: str
-    project_id: str | None = None
-    runtime_broker_id: str | None = None
-    task: str | None = None
-    template: str | None = None
-    image: str | None = None
-    workspace: str | None = None
-    branch: str | None = None
-    profile: str | None = None
-    harness_config: Any = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    provision_only: bool = False
-    gather_env: bool = False
-    resume: bool = False
-
-    def problems(self) -> dict[str, str]:
-        return name_problems(self.name)
-
-    def args(self) -> dict[str, Any]:
-        """What the broker must know of this creation and the agent's row does not say."""
-        said = {
-            "task": self.task,
-            "template": self.template,
-            "image": self.image,
-            "workspace": self.workspace,
-            "branch": self.branch,
-            "profile": self.profile,
-            "harnessConfig": self.harness_config,
-            "provisionOnly": self.provision_only or None,
-            "gatherEnv": self.gather_env or None,
-            "resume": self.resume or None,
-        }
-        return {name: value for name, value in said.items() if value is not None}
 
 
 class AgentPatch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -123,14 +77,19 @@ class Agents:
     # -- many ----------------------------------------------------------------------------------------------------
 
     @route(action="agent.list", access="user", query=AgentQuery)
-    async def on_get(self, req: Asked, resp: Responded, query: AgentQuery, project: str = "") -> None:
+    async def on_get(self, req: Asked, resp: Responded, query: AgentQuery) -> None:
+        ref = query.project_id
+        found = await self._edge.storage.find_project(ref) if ref else None
+        await self._list(resp, query, found.id if found else ref)
+
+    @route(action="agent.list", access="user", query=AgentQuery)
+    async def on_get_in_project(self, req: Asked, resp: Responded, query: AgentQuery, project: str) -> None:
+        await self._list(resp, query, (await known_project(self._edge, project)).id)
+
+    async def _list(self, resp: Responded, query: AgentQuery, project_id: str | None) -> None:
         storage = self._edge.storage
-        ref = project or query.project_id
-        found = await storage.find_project(ref) if ref else None
-        if project and found is None:
-            raise NotFound(f"there is no project {project}")
         where = AgentFilter(
-            project_id=found.id if found else ref,
+            project_id=project_id,
             runtime_broker_id=query.runtime_broker_id,
             phase=query.phase,
             include_deleted=query.include_deleted,
@@ -141,35 +100,12 @@ class Agents:
         tell(resp, {**answer, "serverTime": instants.written(self._edge.clock.now())})
 
     @route(action="agent.create", access="user", body=NewAgent)
-    async def on_post(self, req: Asked, resp: Responded, body: NewAgent, project: str = "") -> None:
-        """Made and started in one operation of the broker's."""
-        operation = await operation_of(req)
-        if operation.key:
-            repeated = await self._edge.dispatcher.repeated(operation.key, operation.preferences.wait)
-            if repeated:
-                tell_created(resp, repeated)
-                return
-        ref = project or body.project_id
-        if not ref:
-            raise Invalid(fields={"projectId": "is required"})
-        call = await self._creation(req.principal, operation, body, await known_project(self._edge, ref))
-        tell_created(resp, await self._edge.dispatcher.call(call))
+    async def on_post(self, req: Asked, resp: Responded, body: NewAgent) -> None:
+        await create(self._edge, req, resp, body, body.project_id)
 
-    async def _creation(self, principal: Principal, operation: Operation, body: NewAgent, project: Project) -> Call:
-        slug = slug_of(body.name)
-        hold = operation.preferences.deliver == "hold"
-        placement = Placement(self._edge, project, slug, body.labels, hold=hold)
-        broker = await placement.choose(body.runtime_broker_id)
-        agent = _new_agent(AgentId(self._edge.clock.uuid7()), slug, principal, body, project, broker)
-        return operation.call(
-            Op.CREATE,
-            AgentView(agent=agent, project=project, broker=broker, waiting=frozenset()),
-            args=body.args(),
-            new_agent=agent,
-            provider=Provider(
-                project_id=project.id, broker_id=broker.id, broker_name=broker.name, linked_by=principal.id
-            ),
-        )
+    @route(action="agent.create", access="user", body=AgentOfProject)
+    async def on_post_in_project(self, req: Asked, resp: Responded, body: AgentOfProject, project: str) -> None:
+        await create(self._edge, req, resp, body, project)
 
     # -- one -----------------------------------------------------------------------------------------------------
 
@@ -224,39 +160,6 @@ class Agents:
     async def on_get_logs(self, req: Asked, resp: Responded, agent: str, query: Tail, project: str = "") -> None:
         view = await live_agent(self._edge, agent, project)
         tell(resp, {"logs": await printed(self._edge, view, query.tail)})
-
-
-def _new_agent(id: AgentId, slug: str, principal: Principal, body: NewAgent, project: Project, broker: Broker) -> Agent:
-    return Agent(
-        id=id,
-        slug=slug,
-        name=body.name,
-        project_id=project.id,
-        phase=Phase.CREATED,
-        runtime_broker_id=broker.id,
-        template=body.template,
-        image=body.image,
-        labels=body.labels,
-        annotations=body.annotations,
-        config=body.config,
-        created_by=principal.id,
-        owner_id=principal.id,
-        ancestry=[principal.id],
-    )
-
-
-def tell_created(resp: Responded, answer: Answer, status: int = 201) -> None:
-    """The agent; 202 with what the broker still needs to know, where it asked for values."""
-    if not answer.ended:
-        tell_goes_on(resp, answer)
-        return
-    named(resp, answer.intent)
-    told: dict[str, Any] = {"agent": None if answer.agent is None else shapes.agent(answer.agent)}
-    said = answer.intent.result
-    if needs_env(said):
-        told["envGather"] = {**said, "agentId": answer.intent.agent_id}
-        status = 202
-    tell(resp, told, status)
 
 
 def _tell_versioned(resp: Responded, agent: Agent) -> None:

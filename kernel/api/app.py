@@ -92,7 +92,7 @@ def _agent_paths(edge: Edge) -> list[tuple[str, Any, str | None]]:
     for base in (BASE, f"{BASE}/projects/{{project}}", f"{BASE}/groves/{{project}}"):
         one = f"{base}/agents/{{agent}}"
         paths += [
-            (f"{base}/agents", agents, None),
+            (f"{base}/agents", agents, None if base == BASE else "in_project"),
             (one, agents, "one"),
             *((f"{one}/{verb}", lifecycle, verb) for verb in ("start", "stop", "restart", "suspend")),
             (f"{one}/env", lifecycle, "env"),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kernel.agent import Phase
-from kernel.api.agents import tell_created
+from kernel.api.creation import tell_created
 from kernel.api.edge import Edge
 from kernel.api.exchange import Asked, Responded, tell
 from kernel.api.operations import live_agent, named, operation_of, tell_agent, tell_goes_on

@@ -117,7 +117,7 @@ class Head(HttpToolsProtocol):
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
             self._expect_head()
-        elif self._head_size or self._unheard:
+        elif self._head_size:
             self._refuse(408)
         else:
             self.transport.close()
