@@ -33,8 +33,6 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     config: type[msgspec.Struct] | None
     hooks: dict[str, tuple[str, ...]]
     """Hook → the arguments that its implementation takes, in its own order."""
-    attributes: dict[str, str]
-    """Hook → the attribute that implements it."""
 
 
 def shape_of(thing: Any, use: str, complain: Complain) -> Shape | None:
@@ -46,19 +44,16 @@ def shape_of(thing: Any, use: str, complain: Complain) -> Shape | None:
     if getattr(thing, "api", None) != API:
         found = getattr(thing, "api", "none")
         complain("api", f"expected `api = {API}`, found {found}: this pointsman speaks version {API}")
-    found = {attribute: (rule, function) for attribute, rule, function in _implementations(thing, complain)}
-    checked = {
-        attribute: (rule, _arguments(rule, function, thing, complain)) for attribute, (rule, function) in found.items()
-    }
-    if not found:
+    marked = list(_marked(thing, complain))
+    if not marked:
         complain("", "expected at least one function marked @hookimpl, found none")
-    return Shape(
-        thing=thing,
-        name=str(getattr(thing, "name", None) or use),
-        config=_config(thing, complain),
-        hooks={rule.name: arguments for rule, arguments in checked.values()},
-        attributes={rule.name: attribute for attribute, (rule, _) in checked.items()},
-    )
+    hooks = {}
+    for attribute, function, options in marked:
+        rule = _rule(attribute, options, complain)
+        if rule is not None:
+            hooks[rule.name] = _arguments(rule, function, thing, complain)
+    name = str(getattr(thing, "name", None) or use)
+    return Shape(thing=thing, name=name, config=_config(thing, complain), hooks=hooks)
 
 
 def _config(thing: Any, complain: Complain) -> type[msgspec.Struct] | None:
@@ -74,24 +69,27 @@ def _config(thing: Any, complain: Complain) -> type[msgspec.Struct] | None:
     return config
 
 
-def _implementations(thing: Any, complain: Complain) -> Iterator[tuple[str, Rule, Any]]:
+def _marked(thing: Any, complain: Complain) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The functions with @hookimpl on them. One that is named like a hook and lacks it is most likely a slip."""
     for attribute in dir(thing):
         function = _bare(inspect.getattr_static(thing, attribute))
         if not inspect.isroutine(function):
             continue
         options = getattr(function, _MARK, None)
-        if options is None:
-            if attribute in RULES and getattr(function, "__module__", "") == _home(thing):
-                complain(attribute, "expected @hookimpl on it, found none: mark it, or call it something else")
-            continue
-        for option, instead in _INSTEAD.items():
-            if options.get(option):
-                complain(attribute, f"expected no {option}, found it: {instead}")
-        hook = options.get("specname") or attribute
-        if hook in RULES:
-            yield attribute, RULES[hook], function
-        elif not options.get("optionalhook"):
-            complain(attribute, f"expected the name of a hook, found {hook}: {nearest(hook, RULES)}")
+        if options is not None:
+            yield attribute, function, options
+        elif attribute in RULES and getattr(function, "__module__", "") == _home(thing):
+            complain(attribute, "expected @hookimpl on it, found none: mark it, or call it something else")
+
+
+def _rule(attribute: str, options: dict[str, Any], complain: Complain) -> Rule | None:
+    for option, instead in _INSTEAD.items():
+        if options.get(option):
+            complain(attribute, f"expected no {option}, found it: {instead}")
+    hook = options.get("specname") or attribute
+    if hook not in RULES and not options.get("optionalhook"):
+        complain(attribute, f"expected the name of a hook, found {hook}: {nearest(hook, RULES)}")
+    return RULES.get(hook)
 
 
 def _bare(member: Any) -> Any:
@@ -126,7 +124,7 @@ def _why(rule: Rule) -> str:
     if rule.is_async:
         return "it is awaited"
     if rule.kind is Kind.BROADCAST:
-        return "nobody awaits it; hand the work to a task of your own, started in on_start"
+        return "nobody awaits it; hand the work to a task of your own"
     return "it must answer at once, without I/O"
 
 

@@ -53,7 +53,7 @@ def source(use: str) -> Source:
         return _file(Path(path), attribute)
     candidates = declared().get(use, [])
     if len(candidates) > 1:
-        who = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in candidates)
+        who = " and ".join(sorted(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in candidates))
         raise NotFound(f"that {who} both declare it: write the module instead")
     if candidates:
         return _entry_point(candidates[0])
@@ -129,6 +129,6 @@ def _attribute(module: ModuleType, attribute: str) -> Any:
     for name in attribute.split(".") if attribute else ():
         if not hasattr(thing, name):
             public = [other for other in vars(thing) if not other.startswith("_")]
-            raise NotFound(f"no {name} in {module.__name__}: {nearest(name, public)}")
+            raise NotFound(f"no {name} in {thing.__name__}: {nearest(name, public)}")
         thing = getattr(thing, name)
     return thing
