@@ -33,6 +33,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     config: type[msgspec.Struct] | None
     hooks: dict[str, tuple[str, ...]]
     """Hook → the arguments that its implementation takes, in its own order."""
+    attributes: dict[str, str]
+    """Hook → the attribute that implements it."""
 
 
 def shape_of(thing: Any, use: str, complain: Complain) -> Shape | None:
@@ -47,13 +49,15 @@ def shape_of(thing: Any, use: str, complain: Complain) -> Shape | None:
     marked = list(_marked(thing, complain))
     if not marked:
         complain("", "expected at least one function marked @hookimpl, found none")
-    hooks = {}
+    hooks: dict[str, tuple[str, ...]] = {}
+    attributes: dict[str, str] = {}
     for attribute, function, options in marked:
         rule = _rule(attribute, options, complain)
         if rule is not None:
             hooks[rule.name] = _arguments(rule, function, thing, complain)
+            attributes[rule.name] = attribute
     name = str(getattr(thing, "name", None) or use)
-    return Shape(thing=thing, name=name, config=_config(thing, complain), hooks=hooks)
+    return Shape(thing=thing, name=name, config=_config(thing, complain), hooks=hooks, attributes=attributes)
 
 
 def _config(thing: Any, complain: Complain) -> type[msgspec.Struct] | None:
