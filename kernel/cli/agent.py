@@ -45,7 +45,7 @@ command.add_command(message)
 @command.command("list")
 @click.option("--project", metavar="PROJECT", help="Only those of this project.")
 @click.option("--phase", help="Only those in this phase.")
-@click.option("--broker", metavar="ID", help="Only those of this broker.")
+@click.option("--broker", metavar="BROKER", help="Only those of this broker: id, name or slug.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many; all when it is not given.")
 @json_option
 @asks_hub
@@ -53,10 +53,13 @@ async def list_agents(
     hub: Hub, project: str | None, phase: str | None, broker: str | None, limit: int | None, as_json: bool
 ) -> None:
     """Show agents."""
-    from kernel.cli.names import project_named
+    from kernel.cli.names import broker_named, project_named
 
-    project_id = (await project_named(hub, project))["id"] if project else None
-    query = {"projectId": project_id, "phase": phase, "runtimeBrokerId": broker}
+    query = {
+        "projectId": (await project_named(hub, project))["id"] if project else None,
+        "runtimeBrokerId": (await broker_named(hub, broker))["id"] if broker else None,
+        "phase": phase,
+    }
     listed = await hub.pages("/agents", "agents", limit=limit, **query)
     if as_json:
         show.document(listed)

@@ -164,7 +164,7 @@ async def _with_agent(hub: Hub, outcome: Outcome) -> Outcome:
 def _needs(dispatch: Row) -> Row | None:
     """What a broker asked for, in the reply that the dispatch keeps."""
     result = dispatch.get("result")
-    return result if isinstance(result, dict) and result.get("needs") else None
+    return result if isinstance(result, dict) and (result.get("needs") or result.get("required")) else None
 
 
 def _supplied(outcome: Outcome, given: Mapping[str, str], waiting: Waiting, as_json: bool) -> Exit:
@@ -184,7 +184,7 @@ def _supplied(outcome: Outcome, given: Mapping[str, str], waiting: Waiting, as_j
 
 def _missing(outcome: Outcome) -> list[str]:
     gather = outcome.answer.document.get("envGather") or {}
-    return [str(name) for name in gather.get("needs") or []]
+    return [str(name) for name in gather.get("needs") or gather.get("required") or []]
 
 
 def _prompted(names: list[str], agent: Row, outcome: Outcome, as_json: bool) -> dict[str, str]:

@@ -24,6 +24,8 @@ FIRST_LOOK, LAST_LOOK = 0.5, 2.0
 """Seconds between two looks; they grow while nothing is printed."""
 AWAY = 30.0
 """Seconds for which --follow bears a hub or broker that is away."""
+WITHIN = 40.0
+"""Seconds for the log itself: the hub asks the broker for it, and gives it 30."""
 OVER = frozenset({"stopped", "error"})
 
 
@@ -44,7 +46,7 @@ async def logs(hub: Hub, agent: str, tail: int, follow: bool, as_json: bool) -> 
     if follow:
         await Following(hub, path, tail).run()
         return
-    answer = await hub.get(f"{path}/logs", tail=tail)
+    answer = await hub.get(f"{path}/logs", within=WITHIN, tail=tail)
     if as_json:
         show.document(answer)
     else:
@@ -103,10 +105,10 @@ class Following:
         """The last lines of the log: fewer of them where they would not fit into one answer."""
         while True:
             try:
-                answer = await self._hub.get(f"{self._path}/logs", tail=self._window)
+                answer = await self._hub.get(f"{self._path}/logs", within=WITHIN, tail=self._window)
                 return str(answer.get("logs") or "")
             except CommandFailed as failed:
-                if "too_large" not in failed.code or self._window < 2:
+                if "too_large" not in f"{failed.code} {failed.message}" or self._window < 2:
                     raise
                 self._window //= 2
 
@@ -123,11 +125,13 @@ def last_lines(text: str, count: int) -> str:
 def news(before: str, now: str) -> str:
     """What of `now` comes after `before`, of which the beginning may be gone by now.
 
-    A log that repeats one line for ever is told apart only while its beginning is still there.
+    `now` may begin inside a line. A log that repeats one line for ever is told apart only while its beginning is
+    still there.
     """
-    start = 0
-    while start < len(before):
-        if now.startswith(before[start : start + 80]) and now.startswith(before[start:]):
-            return now[len(before) - start :]
-        start = before.find("\n", start) + 1 or len(before)
+    for kept in (now, now[now.find("\n") + 1 :]):
+        start = 0
+        while start < len(before):
+            if kept.startswith(before[start : start + 80]) and kept.startswith(before[start:]):
+                return kept[len(before) - start :]
+            start = before.find("\n", start) + 1 or len(before)
     return now

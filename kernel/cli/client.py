@@ -15,13 +15,13 @@ import msgspec
 from kernel.cli import show
 from kernel.cli.connection import START_ONE, Connection, find_hub
 from kernel.cli.exits import Exit, exit_of_answer
-from kernel.cli.failure import Broken, CommandFailed, Unreachable
+from kernel.cli.failure import Broken, CommandFailed, Cut, Unreachable
 from kernel.clock import SYSTEM
 
 CONNECT = 5.0
 """Seconds for a connection; past it the request was never sent."""
 DEADLINE = 20.0
-"""Seconds for an answer that waits for nothing but the hub, or for one look at a broker."""
+"""Seconds for an answer that waits for nothing but the hub."""
 GRACE = 10.0
 """Seconds that an answer may take beyond the wait which its request asked for."""
 PATIENCE = 10.0
@@ -32,8 +32,7 @@ PAGE = 200
 FINAL_503 = frozenset({"runtime_broker_unavailable", "runtime_broker_paused", "wrong_node"})
 """Refusals that trying again does not mend: somebody has to do something."""
 FIXES = {
-    "runtime_broker_unavailable": "start the broker, or add --hold to store it until the broker is back",
-    "runtime_broker_paused": "resume the broker, or add --hold to store it until then",
+    "runtime_broker_unavailable": "start the broker; `pointsman broker list` shows who is connected",
     "outcome_unknown": "look at the agent before you repeat it",
     "missing_env_vars": "give them with --env NAME=VALUE",
     "no_runtime_broker": "name one with --broker; a hub with a broker of its own is `make run`",
@@ -102,14 +101,14 @@ class Hub:
     def url(self) -> str:
         return self.connection.url
 
-    async def get(self, path: str, **query: Any) -> Any:
+    async def get(self, path: str, *, within: float = DEADLINE, **query: Any) -> Any:
         """The JSON of a read. Raises: CommandFailed."""
         asked = {name: str(value) for name, value in query.items() if value is not None}
         try:
-            answer = await self.send("GET", path, query=asked)
-        except Broken:
+            answer = await self.send("GET", path, query=asked, within=within)
+        except Cut:
             # A kept connection that the hub closed meanwhile looks like this. Reading twice does no harm.
-            answer = await self.send("GET", path, query=asked)
+            answer = await self.send("GET", path, query=asked, within=within)
         if answer.status >= 400:
             raise self.refused(answer)
         return answer.document
@@ -209,7 +208,7 @@ class Hub:
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.LocalProtocolError) as away:
             raise self._nobody(away) from away
         except httpx2.HTTPError as cut:
-            raise Broken(f"the hub at {self.url} broke the connection before it answered ({_told(cut)})") from cut
+            raise Cut(f"the hub at {self.url} broke the connection before it answered ({_told(cut)})") from cut
         return self._read(got)
 
     def _read(self, got: httpx2.Response) -> Answer:

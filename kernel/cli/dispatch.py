@@ -30,7 +30,7 @@ def command() -> None:
 @click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option("--op", type=click.Choice(OPS), help="Only this operation.")
 @click.option("--agent", metavar="AGENT", help="Only those of this agent.")
-@click.option("--broker", metavar="ID", help="Only those of this broker.")
+@click.option("--broker", metavar="BROKER", help="Only those of this broker: id, name or slug.")
 @click.option("--project", metavar="PROJECT", help="Only those of this project.")
 @click.option("--limit", type=click.IntRange(min=1), default=ENOUGH, show_default=True, help="The newest so many.")
 @click.option("--all", "everything", is_flag=True, help="All that is kept, however much.")
@@ -48,13 +48,13 @@ async def list_dispatches(
     as_json: bool,
 ) -> None:
     """Show dispatches, the newest first."""
-    from kernel.cli.names import agent_named, project_named
+    from kernel.cli.names import agent_named, broker_named, project_named
 
     query = {
         "state": state,
         "op": op,
         "agentId": (await agent_named(hub, agent))["id"] if agent else None,
-        "brokerId": broker,
+        "brokerId": (await broker_named(hub, broker))["id"] if broker else None,
         "projectId": (await project_named(hub, project))["id"] if project else None,
     }
     listed = await hub.pages("/dispatches", "dispatches", limit=None if everything else limit, **query)
@@ -229,3 +229,42 @@ def _cancelled_exit(told: Row) -> Exit:
     if state == "cancelled":
         return Exit.DONE
     return Exit.UNKNOWN if state in ("pending", "in_progress") else Exit.REFUSED
+
+
+@command.command("requeue", cls=WaitingCommand)
+@click.argument("dispatch")
+@waiting_options
+@json_option
+@asks_hub
+async def requeue(hub: Hub, dispatch: str, wait: float | str | None, no_wait: bool, as_json: bool) -> None:
+    """Do an ended dispatch again, as a new one. For administrators."""
+    from kernel.cli.names import dispatch_id_of, path_of
+    from kernel.cli.operation import followed
+
+    id = dispatch_id_of(dispatch)
+    waiting = waiting_of(wait=wait, no_wait=no_wait, hold=False, now=False, deadline=None)
+    row = await _once_more(hub, path_of("dispatches", id, "requeue"))
+    if waiting.follow:
+        row = await followed(hub, row["id"], f"{row['op']} {row.get('agentSlug')}", waiting, silent=as_json)
+    if as_json:
+        show.document(row)
+    else:
+        show.say(f"{row['op']} {row.get('agentSlug')}: {row['state']}, as {row['id']}")
+
+
+async def _once_more(hub: Hub, path: str) -> Row:
+    """Sent once: each request makes a dispatch of its own."""
+    from kernel.cli.failure import Broken, CommandFailed
+
+    try:
+        answer = await hub.send("POST", path)
+    except Broken as broken:
+        raise CommandFailed(
+            f"{broken.message}: it may or may not have been requeued",
+            Exit.UNKNOWN,
+            fix="look with `pointsman dispatch list` before you repeat it",
+        ) from broken
+    if answer.status >= 400:
+        raise hub.refused(answer)
+    row: Row = answer.document
+    return row

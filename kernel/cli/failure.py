@@ -43,3 +43,7 @@ class Broken(CommandFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Exit.NO_HUB, fix="is the hub well? Look at its log, or at /healthz and /readyz")
+
+
+class Cut(Broken):
+    """The connection broke before an answer came."""

@@ -20,9 +20,7 @@ def path_of(*parts: str) -> str:
 
 async def project_named(hub: Hub, name: str) -> Row:
     """Raises: CommandFailed that lists what was probably meant."""
-    for spelling in dict.fromkeys((name, slug_of(name))):
-        if not spelling or spelling in (".", ".."):
-            continue
+    for spelling in _spellings(name):
         try:
             found: Row = await hub.get(path_of("projects", spelling))
             return found
@@ -33,6 +31,18 @@ async def project_named(hub: Hub, name: str) -> Row:
     raise _no_such("project", name, [str(row.get("slug")) for row in known["projects"]])
 
 
+async def broker_named(hub: Hub, name: str) -> Row:
+    """By id, slug or name. Raises: CommandFailed that lists what was probably meant."""
+    try:
+        found: Row = await hub.get(path_of("runtime-brokers", name))
+        return found
+    except CommandFailed as failed:
+        if failed.exit_code != Exit.NOT_FOUND:
+            raise
+    known = await hub.pages("/runtime-brokers", "brokers")
+    raise _no_such("broker", name, [str(row.get("name")) for row in known["brokers"]])
+
+
 async def agent_named(hub: Hub, name: str) -> Row:
     """Raises: CommandFailed when there is none, or more than one."""
     if is_uuid(name):
@@ -40,11 +50,11 @@ async def agent_named(hub: Hub, name: str) -> Row:
         return found
     project_name, slash, slug = name.rpartition("/")
     project = await project_named(hub, project_name) if slash else None
-    found_all = await _agents_with(hub, slug, project)
-    if len(found_all) == 1:
-        return found_all[0]
+    found_all = await (_agent_of(hub, project, slug) if project else _agents_called(hub, slug))
     if not found_all:
         raise await _no_such_agent(hub, name, project)
+    if len(found_all) == 1:
+        return found_all[0]
     projects = {row["id"]: row.get("slug") for row in (await hub.pages("/projects", "projects"))["projects"]}
     choices = [f"{projects.get(row['projectId'], row['projectId'])}/{slug}" for row in found_all]
     raise CommandFailed(
@@ -52,16 +62,29 @@ async def agent_named(hub: Hub, name: str) -> Row:
     )
 
 
-async def _agents_with(hub: Hub, slug: str, project: Row | None) -> list[Row]:
-    project_id = project["id"] if project else None
-    for spelling in dict.fromkeys((slug, slug_of(slug))):
-        if not spelling:
-            continue
-        listed = await hub.pages("/agents", "agents", slug=spelling, projectId=project_id)
+async def _agent_of(hub: Hub, project: Row, slug: str) -> list[Row]:
+    for spelling in _spellings(slug):
+        try:
+            return [await hub.get(path_of("projects", project["id"], "agents", spelling))]
+        except CommandFailed as failed:
+            if failed.exit_code != Exit.NOT_FOUND:
+                raise
+    return []
+
+
+async def _agents_called(hub: Hub, slug: str) -> list[Row]:
+    for spelling in _spellings(slug):
+        # A hub that does not know the filter lists all, hence the second look.
+        listed = await hub.pages("/agents", "agents", slug=spelling)
         found = [row for row in listed["agents"] if row.get("slug") == spelling]
         if found:
             return found
     return []
+
+
+def _spellings(name: str) -> list[str]:
+    """As it was typed, and as the slug of what was typed. Dots alone would be steps in a path."""
+    return [spelling for spelling in dict.fromkeys((name, slug_of(name))) if spelling.strip(".")]
 
 
 async def _no_such_agent(hub: Hub, name: str, project: Row | None) -> CommandFailed:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import quote
 
 import anyio
 import msgspec
 
-from kernel.cli import show
 from kernel.cli.client import PATIENCE, Answer, Change, Hub
 from kernel.cli.exits import Exit
-from kernel.cli.failure import Broken, CommandFailed, Unreachable
+from kernel.cli.failure import CommandFailed
 from kernel.cli.progress import Progress, open_progress
+from kernel.cli.watch import Watch
 from kernel.clock import SYSTEM
 from kernel.intent import ENDED
 
 DEFAULT_WAIT = 120.0
 HOLD_WAIT = 5.0
 """Seconds for which a held operation is waited for when nobody said how long: its broker may be here."""
-QUIET = 0.5
-"""Seconds before progress is looked for: most operations have ended by then."""
-FIRST_LOOK, LAST_LOOK = 0.1, 1.0
-"""Seconds between two looks; they grow from one to the other."""
+WITHOUT_HOLD = frozenset({"runtime_broker_unavailable", "runtime_broker_paused", "invalid_state"})
+"""Refusals that may not come with --hold."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +70,19 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """None for an agent that is still to be made."""
     project_id: str | None = None
 
+    def watched(self, hub: Hub, progress: Progress) -> Watch:
+        where = {"agentId": self.agent_id} if self.agent_id else {"projectId": self.project_id}
+        return Watch(hub, self.what, progress, request_id=self.change.request_id, query={"op": self.op, **where})
+
+    def fix_for(self, refused: Answer, waiting: Waiting) -> str | None:
+        """What the hub's own words cannot know: the options of this command line."""
+        if refused.code not in WITHOUT_HOLD or waiting.delivery == "hold":
+            return None
+        if refused.code == "invalid_state":
+            return "start it first, or add --hold to keep it until its next start" if self.op == "message" else None
+        mend = "start the broker" if refused.code == "runtime_broker_unavailable" else "resume the broker"
+        return f"{mend}, or give --hold{' instead of --now' if waiting.delivery else ''} to keep it until then"
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of it: done, or (`stored`) durable and going on as was asked for."""
@@ -91,29 +101,33 @@ async def carry_out(hub: Hub, wish: Wish, waiting: Waiting, *, silent: bool) -> 
     """
     end = SYSTEM.monotonic() + waiting.budget
     with open_progress(silent=silent) as progress:
-        watch = Watch(hub, wish, progress)
-        try:
+        watch = wish.watched(hub, progress)
+        with watch.left_on_interrupt():
             answer = await _send(hub, wish, waiting, watch)
             watch.dispatch_id = answer.dispatch_id or watch.dispatch_id
-            return await _ended(hub, answer, waiting, watch, end)
-        except anyio.get_cancelled_exc_class():
-            watch.leave()
-            raise
+            return await _ended(hub, wish, answer, waiting, watch, end)
 
 
 async def settled(hub: Hub, dispatch_id: str, what: str, waiting: Waiting, *, silent: bool) -> dict[str, Any]:
     """The dispatch once it ended, however it did; as it stands when the wait is over.
 
-    Raises: CommandFailed when the hub refuses to tell.
+    Raises: CommandFailed when the hub does not tell.
     """
-    wish = Wish(what=what, op="", change=Change(method="GET", path=""))
     with open_progress(silent=silent) as progress:
-        watch = Watch(hub, wish, progress)
-        watch.dispatch_id = dispatch_id
-        seen, missing = await watch.until_ended(SYSTEM.monotonic() + waiting.budget)
+        watch = Watch(hub, what, progress, dispatch_id=dispatch_id)
+        with watch.left_on_interrupt():
+            seen, missing = await watch.until_ended(SYSTEM.monotonic() + waiting.budget)
     if seen is None:
-        raise missing or _unseen(what)
+        raise await _not_ended(hub, watch, None, missing, waiting.budget)
     return seen
+
+
+async def followed(hub: Hub, dispatch_id: str, what: str, waiting: Waiting, *, silent: bool) -> dict[str, Any]:
+    """The dispatch once it is done. Raises: CommandFailed: ended badly, not known, or not ended yet."""
+    with open_progress(silent=silent) as progress:
+        watch = Watch(hub, what, progress, dispatch_id=dispatch_id)
+        with watch.left_on_interrupt():
+            return await _follow(hub, watch, SYSTEM.monotonic() + waiting.budget, waiting.budget)
 
 
 async def _send(hub: Hub, wish: Wish, waiting: Waiting, watch: Watch) -> Answer:
@@ -133,15 +147,17 @@ async def _send(hub: Hub, wish: Wish, waiting: Waiting, watch: Watch) -> Answer:
             result = failed
         tasks.cancel_scope.cancel()
     if isinstance(result, CommandFailed):
+        if result.exit_code == Exit.UNKNOWN and watch.dispatch_id:
+            result.fix = f"`pointsman dispatch show {watch.dispatch_id}` tells, once the hub is back"
         raise result
     return result
 
 
-async def _ended(hub: Hub, answer: Answer, waiting: Waiting, watch: Watch, end: float) -> Outcome:
+async def _ended(hub: Hub, wish: Wish, answer: Answer, waiting: Waiting, watch: Watch, end: float) -> Outcome:
     goes_on = answer.status == 202 and answer.dispatch_id is not None and not _is_gather(answer)
     in_doubt = answer.code == "outcome_unknown" and answer.dispatch_id is not None and SYSTEM.monotonic() < end
     if answer.status >= 400 and not in_doubt:
-        raise hub.refused(answer)
+        raise hub.refused(answer, fix=wish.fix_for(answer, waiting))
     if goes_on and waiting.accepts_storing:
         return Outcome(answer=answer, dispatch_id=answer.dispatch_id, stored=True)
     if not goes_on and not in_doubt:
@@ -161,17 +177,13 @@ async def _follow(hub: Hub, watch: Watch, end: float, budget: float) -> dict[str
     return _judged(seen, watch)
 
 
-def _unseen(what: str) -> CommandFailed:
-    return CommandFailed(f"{what}: nothing is known of it yet", Exit.UNKNOWN)
-
-
 def _judged(dispatch: dict[str, Any], watch: Watch) -> dict[str, Any]:
     if dispatch["state"] == "done":
         return dispatch
     error = dispatch.get("error") or {}
     unknown = error.get("code") == "outcome_unknown"
     raise CommandFailed(
-        f"{watch.wish.what}: {dispatch['state']}: {error.get('message') or error.get('code') or 'no reason is known'}",
+        f"{watch.what}: {dispatch['state']}: {error.get('message') or error.get('code') or 'no reason is known'}",
         Exit.UNKNOWN if unknown else Exit.ENDED_BADLY,
         fix=f"`pointsman dispatch explain {dispatch.get('id')}` tells its course",
         document=dispatch,
@@ -183,7 +195,7 @@ async def _not_ended(
 ) -> CommandFailed:
     reason = missing.message if missing else await _reason(hub, watch.dispatch_id)
     return CommandFailed(
-        f"{watch.wish.what}: not ended after {budget:g} s: {reason}",
+        f"{watch.what}: not ended after {budget:g} s: {reason}",
         Exit.UNKNOWN,
         fix=f"it goes on: `pointsman dispatch show {watch.dispatch_id}` tells its state, "
         f"`pointsman dispatch cancel {watch.dispatch_id}` ends it",
@@ -197,83 +209,3 @@ async def _reason(hub: Hub, dispatch_id: str | None) -> str:
         return str(explained["sentence"])
     except (CommandFailed, LookupError, TypeError):
         return "its reason is not known"
-
-
-class Watch:
-    """What is known of one operation while it runs."""
-
-    def __init__(self, hub: Hub, wish: Wish, progress: Progress) -> None:
-        self.wish = wish
-        self.dispatch_id: str | None = None
-        self._hub = hub
-        self._progress = progress
-        self._began = SYSTEM.monotonic()
-
-    async def keep_looking(self) -> None:
-        """Looks once a second, as well as it can: the answer is on its way all the same."""
-        await anyio.sleep(QUIET)
-        while True:
-            try:
-                await self.look()
-            except (Unreachable, Broken) as away:
-                self._progress.tell(f"{self.wish.what}: {away.message}")
-            except CommandFailed:
-                self._progress.tell(f"{self.wish.what}: sent")
-            await anyio.sleep(LAST_LOOK)
-
-    async def until_ended(self, end: float) -> tuple[dict[str, Any] | None, CommandFailed | None]:
-        """The dispatch as last seen, ended unless `end` came first; and why the last look saw nothing.
-
-        A hub that is away meanwhile is looked for again. Raises: CommandFailed for every other refusal.
-        """
-        pause, seen = FIRST_LOOK, None
-        while True:
-            missing = None
-            try:
-                seen = await self.look() or seen
-            except CommandFailed as failed:
-                if failed.exit_code != Exit.NO_HUB:
-                    raise
-                missing = failed
-                self._progress.tell(f"{self.wish.what}: {failed.message}")
-            if (seen and seen.get("state") in ENDED) or SYSTEM.monotonic() + pause >= end:
-                return seen, missing
-            await anyio.sleep(pause)
-            pause = min(pause * 1.5, LAST_LOOK)
-
-    async def look(self) -> dict[str, Any] | None:
-        """The dispatch as it stands, told; None while nobody knows its id."""
-        if self.dispatch_id is None:
-            self.dispatch_id = await self._find()
-        if self.dispatch_id is None:
-            self._progress.tell(f"{self.wish.what}: sent")
-            return None
-        dispatch: dict[str, Any] = await self._hub.get(f"/dispatches/{quote(self.dispatch_id, safe='')}")
-        self._progress.tell(f"{self.wish.what}: {await self._told(dispatch)}")
-        return dispatch
-
-    async def _find(self) -> str | None:
-        """The intent that our request made, by the request id that it keeps."""
-        query = {"agentId": self.wish.agent_id} if self.wish.agent_id else {"projectId": self.wish.project_id}
-        page = await self._hub.get("/dispatches", op=self.wish.op, limit=20, **query)
-        ours = (row for row in page["dispatches"] if row.get("requestId") == self.wish.change.request_id)
-        return next((str(row["id"]) for row in ours), None)
-
-    async def _told(self, dispatch: dict[str, Any]) -> str:
-        told = [str(dispatch.get("state"))]
-        if attempts := dispatch.get("attempts"):
-            told.append(f"attempt {attempts}")
-        if dispatch.get("agentId"):
-            try:
-                agent = await self._hub.get(f"/agents/{quote(str(dispatch['agentId']), safe='')}")
-            except CommandFailed:
-                return ", ".join(told)
-            told.append("agent " + " ".join(str(agent[name]) for name in ("phase", "activity") if agent.get(name)))
-        return ", ".join(told)
-
-    def leave(self) -> None:
-        """Says where the operation can be found again: it goes on without its caller."""
-        if self.dispatch_id:
-            show.note(f"{self.wish.what} goes on: `pointsman dispatch show {self.dispatch_id}` tells what became of it")
-        else:
-            show.note(f"{self.wish.what} may go on: look with `pointsman dispatch list`")

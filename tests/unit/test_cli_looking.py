@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.command_line import Ran, environment, on_terminal, pointsman
-from tests.harness.scripted_hub import TOKEN, Asked, Reply, ScriptedHub, error
+from tests.harness.scripted_hub import TOKEN, Asked, Cut, Reply, ScriptedHub, error
 
 A, B, P, Q, D = (str(uuid.uuid4()) for _ in range(5))
 
@@ -40,6 +40,8 @@ def hub() -> Iterator[ScriptedHub]:
         hub.on("GET", f"/agents/{A}", Reply(document=ALL[0]))
         hub.on("GET", "/projects", Reply(document={"projects": PROJECTS, "nextCursor": None, "totalCount": 1}))
         hub.on("GET", "/projects/demo", Reply(document=PROJECTS[0]))
+        hub.on("GET", f"/projects/{P}/agents/worker", Reply(document=ALL[0]))
+        hub.on("GET", "/runtime-brokers/built-in", Reply(document={"id": "b-1", "name": "built-in"}))
         hub.on("GET", "/runtime-brokers", Reply(document={"brokers": [{"id": "b-1", "name": "built-in"}]}))
         yield hub
 
@@ -179,6 +181,7 @@ def test_a_slug_that_two_projects_use_has_to_be_told_apart(hub: ScriptedHub, tmp
         (("agent", "show", "wroker"), "did you mean worker?"),
         (("agent", "show", "demo/wroker"), "did you mean demo/worker"),
         (("project", "show", "dmeo"), "did you mean demo?"),
+        (("agent", "list", "--broker", "bilt-in"), "did you mean built-in?"),
         (("agent", "show", "nowhere/worker"), "there is no project 'nowhere'"),
         (("dispatch", "show", "worker"), "pointsman dispatch list"),
         (("dispatch", "explain", D[:-1]), "is no id of a dispatch"),
@@ -204,13 +207,12 @@ def dispatch(**more: Any) -> dict[str, Any]:
 
 def test_dispatches_are_listed_with_their_filters(hub: ScriptedHub, tmp_path: Path) -> None:
     hub.on("GET", "/dispatches", Reply(document={"dispatches": [dispatch()], "nextCursor": "more"}))
-    ran = run(
-        hub, tmp_path, "dispatch", "list", "--state", "failed", "--agent", "worker", "--op", "stop", "--limit", "1"
-    )
+    filters = ("--state", "failed", "--agent", "worker", "--broker", "built-in", "--op", "stop", "--limit", "1")
+    ran = run(hub, tmp_path, "dispatch", "list", *filters)
     assert ran.out.splitlines()[1].split()[:5] == [D, "stop", "worker", "failed", "2"]
     assert "--all" in ran.err
     query = hub.asked_for("GET", "/dispatches")[0].query
-    assert query == {"state": "failed", "op": "stop", "agentId": A, "limit": "1"}
+    assert query == {"state": "failed", "op": "stop", "agentId": A, "brokerId": "b-1", "limit": "1"}
 
 
 def test_a_failed_dispatch_is_shown_without_failing(hub: ScriptedHub, tmp_path: Path) -> None:
@@ -284,6 +286,23 @@ def test_a_cancellation_waits_for_what_the_broker_does(
     )
     ran = run(hub, tmp_path, "dispatch", "cancel", D, "--json")
     assert (ran.status, json.loads(ran.out)["dispatch"]["state"]) == (status, state)
+
+
+@pytest.mark.parametrize(("state", "status"), [("done", 0), ("failed", 1)])
+def test_a_requeued_dispatch_is_followed_as_the_new_one(
+    hub: ScriptedHub, tmp_path: Path, state: str, status: int
+) -> None:
+    hub.on("POST", f"/dispatches/{D}/requeue", Reply(status=202, document=dispatch(id=B, state="pending")))
+    hub.on("GET", f"/dispatches/{B}", Reply(document=dispatch(id=B, state=state)))
+    ran = run(hub, tmp_path, "dispatch", "requeue", D, "--json")
+    assert (ran.status, json.loads(ran.out)["id"]) == (status, B)
+
+
+def test_a_requeue_without_an_answer_is_not_repeated(hub: ScriptedHub, tmp_path: Path) -> None:
+    hub.on("POST", f"/dispatches/{D}/requeue", Cut())
+    ran = run(hub, tmp_path, "dispatch", "requeue", D)
+    assert ran.status == 6
+    assert len(hub.asked_for("POST", f"/dispatches/{D}/requeue")) == 1
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ AGENT = str(uuid.uuid4())
 PROJECT = str(uuid.uuid4())
 DISPATCH = str(uuid.uuid4())
 START = f"/agents/{AGENT}/start"
+MESSAGE = f"/agents/{AGENT}/message"
+ENV = f"/agents/{AGENT}/env"
 
 
 def agent(**more: Any) -> dict[str, Any]:
@@ -300,6 +302,15 @@ def test_each_refusal_has_its_exit_status_and_a_line_that_helps(
     assert len(hub.asked_for("POST", START)) == 1
 
 
+def test_the_fix_names_the_options_of_this_command_line(hub: ScriptedHub, tmp_path: Path) -> None:
+    hub.on("POST", START, error(503, "runtime_broker_unavailable"))
+    assert "give --hold instead of --now" in run(hub, tmp_path, "agent", "start", "worker", "--now").err
+    hub.on("POST", MESSAGE, error(409, "invalid_state"))
+    assert "add --hold to keep it" in run(hub, tmp_path, "agent", "message", "worker", "hello").err
+    hub.on("GET", f"/agents/{AGENT}/logs", error(503, "runtime_broker_unavailable"))
+    assert "--hold" not in run(hub, tmp_path, "agent", "logs", "worker").err
+
+
 def test_a_refusal_is_the_document_of_json(hub: ScriptedHub, tmp_path: Path) -> None:
     hub.on("POST", START, error(409, "invalid_state"))
     ran = run(hub, tmp_path, "agent", "start", "worker", "--json")
@@ -374,8 +385,6 @@ def test_a_hub_that_never_answers_does_not_hold_a_command_for_ever(hub: Scripted
 
 
 # -- messages, deletion, creation -----------------------------------------------------------------------------------
-
-MESSAGE = f"/agents/{AGENT}/message"
 
 
 def sent(state: str) -> Reply:
@@ -462,7 +471,6 @@ GATHER = Reply(
     document={"agent": agent(phase="provisioning"), "envGather": {"required": ["KEY"], "needs": ["KEY"]}},
     headers={"X-Dispatch-Id": DISPATCH},
 )
-ENV = f"/agents/{AGENT}/env"
 
 
 def test_missing_values_are_taken_from_the_options(hub: ScriptedHub, tmp_path: Path) -> None:

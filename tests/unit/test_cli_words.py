@@ -133,6 +133,7 @@ def test_preferences_say_how_long_the_hub_may_wait(waiting: Waiting, left: float
         ("a\nb\nc\n", "b\nc\nd\n", "d\n"),
         ("a\nb\n", "x\ny\n", "x\ny\n"),
         ("a\nb", "b\nc", "\nc"),
+        ("first\nsecond\nthird\n", "st\nsecond\nthird\nfourth\n", "fourth\n"),
     ],
 )
 def test_only_what_was_not_there_before_is_news(before: str, now: str, new: str) -> None:
