@@ -26,7 +26,7 @@ class Plugin:
     api = 1
 
     def __init__(self) -> None:
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._levels = Levels()
         self._registry.register(self._levels)
