@@ -6,8 +6,9 @@ import logging
 import os
 import signal as signals_of_the_system
 import socket as sockets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import anyio.abc
 import msgspec
 
 from kernel import wire
-from kernel.api.app import Edge, build_app
+from kernel.api.app import build_app
+from kernel.api.edge import Edge
 from kernel.arrivals import Arrivals
 from kernel.attempt import Attempts
 from kernel.broker import Broker
@@ -50,7 +52,7 @@ from kernel.wakeups import Wakeups
 log = logging.getLogger(__name__)
 
 
-Companion = Callable[[Ready], Awaitable[None]]
+Companion = Callable[[Ready], Coroutine[Any, Any, None]]
 """A program that lives in the hub's process while it serves, and is stopped first (`serve --with-broker`)."""
 
 
@@ -182,7 +184,7 @@ def _build(hub: Hub) -> Parts:
         clock=clock,
         settings=settings.channel,
         window=settings.dispatch.window,
-        tells_conflict=lambda broker: hub.tasks.start_soon(_tell_conflict, hub, broker),
+        tells_conflict=partial(_tell_of_conflict, hub),
     )
     attempts = Attempts(
         hooks=hooks,
@@ -278,6 +280,10 @@ def _build(hub: Hub) -> Parts:
         wakeups=wakeups,
         readiness=Readiness(storage=storage, pulse=hub.pulse, signals=hub.signals),
     )
+
+
+def _tell_of_conflict(hub: Hub, broker: Broker) -> None:
+    hub.tasks.start_soon(_tell_conflict, hub, broker)
 
 
 async def _tell_conflict(hub: Hub, broker: Broker) -> None:

@@ -38,7 +38,7 @@ def command(
     from kernel import hub
     from kernel.config import load
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    _log_to_stderr()
     named: list[str] = list(assignments)
     if host is not None:
         named.append(f"server.host={host}")
@@ -59,6 +59,12 @@ def _tell(ready: Ready) -> None:
     print(f"pointsman listens on {ready.url}", flush=True)
     if ready.token:
         print(f"token: {ready.token}", flush=True)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    for chatty in ("alembic", "uvicorn", "websockets", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _fast_loop() -> dict[str, Any]:
