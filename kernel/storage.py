@@ -91,6 +91,8 @@ class NewIntent(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     claim: Session | None = None
     """With it the row is born `in_progress` under this session, or `pending` if its epoch has moved."""
+    sent_at: Instant | None = None
+    """With a claim: when its frame left, for the count of crashes."""
     created_at: Instant | None = None
     """For LOCAL work: when it was accepted; None is the database's now."""
 

@@ -1,0 +1,235 @@
+"""Agents: found with all that a call must know, changed by ends, edits and reports."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from kernel import (
+    ACTIVITIES,
+    LASTING,
+    Agent,
+    AgentChange,
+    AgentEdit,
+    AgentFilter,
+    AgentView,
+    NotFound,
+    Page,
+    Phase,
+    VersionConflict,
+    is_uuid,
+)
+from plugins.storage.schema import agents, projects, runtime_brokers
+from plugins.storage.sqlite.homes import HOMES, Home
+from plugins.storage.sqlite.pages import beyond, edge
+from plugins.storage.sqlite.query import Query, Tx, first, param
+from plugins.storage.sqlite.rows import AGENT, BROKER, PROJECT
+
+_c = agents.c
+_live = _c.deleted_at.is_(None)
+_THIS = Query(sa.select(*AGENT.columns).where(_c.id == param("which")), AGENT.read)
+
+_COLUMNS = {("applied_config" if name == "config" else name): name for name in Agent.__struct_fields__}
+_EDITED = {
+    "name": "name",
+    "labels": "labels",
+    "annotations": "annotations",
+    "task_summary": "task_summary",
+    "applied_config": "config",
+}
+
+# -- found --------------------------------------------------------------------------------------------------
+
+
+def _waits(home: Home) -> Any:
+    return (
+        sa.select(sa.literal_column("1"))
+        .where(home.c.broker_id == _c.runtime_broker_id, home.agent == _c.id, home.unfinished())
+        .correlate(agents)
+        .exists()
+    )
+
+
+_broker_there = sa.and_(runtime_brokers.c.id == _c.runtime_broker_id, runtime_brokers.c.deleted_at.is_(None))
+_view = (
+    sa.select(*(_waits(home) for home in HOMES), *AGENT.columns, *PROJECT.columns, *BROKER.columns)
+    .select_from(agents)
+    .join(projects, projects.c.id == _c.project_id)
+    .outerjoin(runtime_brokers, _broker_there)
+)
+
+
+def _read_view(row: tuple[Any, ...]) -> AgentView:
+    at_project = len(HOMES) + len(AGENT)
+    at_broker = at_project + len(PROJECT)
+    return AgentView(
+        agent=AGENT.read(row, len(HOMES)),
+        project=PROJECT.read(row, at_project),
+        broker=BROKER.read(row, at_broker) if row[at_broker] is not None else None,
+        waiting=frozenset(home.lane for home, waits in zip(HOMES, row, strict=False) if waits),
+    )
+
+
+_BY_ID = Query(_view.where(_c.id == param("ref")), _read_view)
+_BY_SLUG = Query(_view.where(_c.project_id == param("project"), _c.slug == param("ref"), _live), _read_view)
+
+
+def find_agent(tx: Tx, ref: str, project_id: str | None) -> AgentView | None:
+    """By id, within the project if one is named; else by slug, which only means something within a project."""
+    if project_id is not None and not is_uuid(project_id):
+        return None
+    project = project_id.lower() if project_id else None
+    if is_uuid(ref):
+        found = tx.one(_BY_ID, ref=ref.lower())
+        if found and project in (None, found.project.id):
+            return found
+    if project is None or not ref.isprintable():
+        return None
+    return tx.one(_BY_SLUG, project=project, ref=ref.lower())
+
+
+@cache
+def _listing(given: frozenset[str], deleted: bool, onward: bool, counting: bool) -> Query[Any]:
+    terms: list[Any] = [_c[name] == param(f"of_{name}") for name in sorted(given)]
+    if not deleted:
+        terms.append(_live)
+    if counting:
+        return Query(sa.select(sa.func.count()).select_from(agents).where(*terms), first)
+    if onward:
+        terms.append(beyond(_c.created, _c.id))
+    newest = sa.select(*AGENT.columns).where(*terms).order_by(_c.created.desc(), _c.id.desc())
+    return Query(newest.limit(param("take")), AGENT.read)
+
+
+def _given(where: AgentFilter) -> dict[str, str]:
+    fields = ("project_id", "runtime_broker_id", "phase")
+    return {name: value.lower() for name in fields if (value := getattr(where, name)) is not None}
+
+
+def list_agents(tx: Tx, where: AgentFilter, page: Page) -> list[Agent]:
+    given = _given(where)
+    query: Query[Agent] = _listing(frozenset(given), where.include_deleted, page.after is not None, False)
+    return tx.all(query, take=page.limit + 1, **_named(given), **edge(page))
+
+
+def count_agents(tx: Tx, where: AgentFilter) -> int:
+    given = _given(where)
+    query: Query[int] = _listing(frozenset(given), where.include_deleted, False, True)
+    return tx.one(query, **_named(given)) or 0
+
+
+def _named(given: dict[str, str]) -> dict[str, str]:
+    return {f"of_{name}": value for name, value in given.items()}
+
+
+# -- written ------------------------------------------------------------------------------------------------
+
+_INSERT = Query[Any](
+    sqlite.insert(agents)
+    .values({_c[name].name: param(_c[name].name) for name in _COLUMNS})
+    .on_conflict_do_nothing(index_elements=[_c.id])
+)
+
+
+def insert_agent(tx: Tx, agent: Agent) -> None:
+    """Raises: AlreadyExists when its slug is taken; Invalid when its project does not exist."""
+    values = {column: getattr(agent, field) for column, field in _COLUMNS.items()}
+    tx.run(_INSERT, **{**values, "created": tx.now, "updated": tx.now})
+
+
+_CHANGE = Query(
+    sa.update(agents)
+    .values(
+        phase=param("to_phase"),
+        run_id=param("to_run"),
+        activity=param("to_activity"),
+        detail=param("to_detail"),
+        image=param("to_image"),
+        runtime=param("to_runtime"),
+        message=param("said"),
+        started_at=param("since"),
+        deleted_at=param("gone_at"),
+        updated=param("now"),
+        state_version=_c.state_version + 1,
+    )
+    .where(_c.id == param("which"), _c.state_version == param("version"))
+    .returning(*AGENT.columns),
+    AGENT.read,
+)
+_REMOVE = Query[Any](sa.delete(agents).where(_c.id == param("which")))
+
+
+def agent_by_id(tx: Tx, agent_id: str) -> Agent | None:
+    return tx.one(_THIS, which=agent_id)
+
+
+def change_agent(tx: Tx, agent_id: str, change: AgentChange | None) -> Agent | None:
+    """What the end of an intent makes of its agent; it may take any edge. Gives the agent as stored after it."""
+    agent = tx.one(_THIS, which=agent_id)
+    if agent is None or change is None:
+        return agent
+    if change.removal == "row":
+        tx.run(_REMOVE, which=agent_id)
+        return None
+    phase = change.phase or agent.phase
+    starts = phase is Phase.RUNNING and (agent.phase is not Phase.RUNNING or change.run_id not in (None, agent.run_id))
+    return tx.one(
+        _CHANGE,
+        which=agent_id,
+        version=agent.state_version,
+        to_phase=phase,
+        to_run=change.run_id or agent.run_id,
+        to_activity=_activity(agent, change, phase, starts),
+        to_detail=agent.detail if change.detail is None else change.detail,
+        to_image=change.image or agent.image,
+        to_runtime=change.runtime or agent.runtime,
+        said=agent.message if change.message is None else change.message,
+        since=tx.now if starts else agent.started_at,
+        gone_at=(agent.deleted_at or tx.now) if change.removal == "soft" else agent.deleted_at,
+    )
+
+
+def _activity(agent: Agent, change: AgentChange, phase: Phase, starts: bool) -> str | None:
+    """Activities mean something while the agent runs, in the run they were told of; a few outlast it."""
+    said = change.activity if change.activity in ACTIVITIES else None
+    if phase is Phase.RUNNING:
+        return said or (None if starts else agent.activity)
+    kept = said or agent.activity
+    return kept if kept in LASTING else None
+
+
+_EDIT = Query(
+    sa.update(agents)
+    .values(
+        {
+            **{name: sa.func.coalesce(param(f"to_{name}", _c[name].type), _c[name]) for name in _EDITED},
+            "updated": param("now"),
+            "state_version": _c.state_version + 1,
+        }
+    )
+    .where(
+        _c.id == param("which"),
+        _live,
+        sa.or_(param("version", sa.Integer()).is_(None), _c.state_version == param("version", sa.Integer())),
+    )
+    .returning(*AGENT.columns),
+    AGENT.read,
+)
+
+
+def edit_agent(tx: Tx, edit: AgentEdit) -> Agent:
+    """Raises: NotFound; VersionConflict when it was changed since it was read."""
+    values = {f"to_{column}": getattr(edit, field) for column, field in _EDITED.items()}
+    which = edit.agent_id.lower() if is_uuid(edit.agent_id) else ""
+    edited = tx.one(_EDIT, which=which, version=edit.state_version, **values)
+    if edited is not None:
+        return edited
+    agent = tx.one(_THIS, which=which)
+    if agent is None or agent.deleted_at is not None:
+        raise NotFound(f"there is no agent {edit.agent_id}")
+    raise VersionConflict(
+        f"the agent is at stateVersion {agent.state_version}, not {edit.state_version}: read it again and repeat"
+    )

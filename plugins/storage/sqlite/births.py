@@ -1,0 +1,184 @@
+"""Where an intent's row begins: recorded before it is acknowledged, or stored with its end at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kernel import (
+    STARTS,
+    Instant,
+    Intent,
+    Invalid,
+    Message,
+    NewIntent,
+    Recorded,
+    Recording,
+    Repeated,
+    State,
+    Transition,
+)
+from plugins.storage.schema import counters, messages, runtime_brokers
+from plugins.storage.sqlite.agents import insert_agent
+from plugins.storage.sqlite.endings import SUPERSEDED, finish_pending
+from plugins.storage.sqlite.history import born
+from plugins.storage.sqlite.homes import CONTROL, HOMES, MESSAGES, Home, home_of
+from plugins.storage.sqlite.keys import find_key, keep_key
+from plugins.storage.sqlite.lookups import find_intents
+from plugins.storage.sqlite.projects import provide
+from plugins.storage.sqlite.query import Query, Tx, first, param
+from plugins.storage.sqlite.rows import MESSAGE
+
+_SEQ = "seq"
+_NEXT = Query[int](
+    sa.update(counters)
+    .values(value=counters.c.value + param("step"))
+    .where(counters.c.name == _SEQ)
+    .returning(counters.c.value),
+    first,
+)
+_START = Query[Any](sa.insert(counters).values(name=_SEQ, value=param("value")))
+_MESSAGE = Query[Message](sa.select(*MESSAGE.columns).where(messages.c.id == param("which")), MESSAGE.read)
+
+_b = runtime_brokers.c
+_CARRIED = Query[int](
+    sa.select(_b.connection_epoch).where(
+        _b.id == param("which"),
+        _b.connected_hub_id == param("node"),
+        _b.connected_session_id == param("session"),
+        _b.connection_epoch == param("epoch"),
+        _b.deleted_at.is_(None),
+    ),
+    first,
+)
+
+# The names of what NewIntent and Intent share are the columns' names.
+_SHARED = (
+    "id", "broker_id", "agent_slug", "project_id", "seq", "attempts", "failures", "claimed_by", "claimed_epoch",
+    "claimed_session", "claimed_at", "sent_at", "accepted_at", "deadline_at", "route", "principal", "request_id",
+    "node_id", "traceparent", "run_id", "requeued_from", "hold", "args", "sealed", "result", "error", "ended_at",
+)  # fmt: skip
+_OF_MESSAGE = (
+    "sender", "sender_id", "recipient", "recipient_id", "msg", "type", "urgent", "read", "agent_id", "group_id",
+    "envelope",
+)  # fmt: skip
+
+
+def _insert(home: Home) -> Query[Intent]:
+    names = [*_SHARED, home.agent.name, home.state.name, home.created.name]
+    names += _OF_MESSAGE if home is MESSAGES else ("op", "lane")
+    statement = sa.insert(home.table).values({name: param(name) for name in names})
+    return Query(statement.returning(*home.shape.columns), home.shape.read)
+
+
+_INSERT = {home.lane: _insert(home) for home in HOMES}
+_STARTS = Query[Intent](
+    CONTROL.select().where(
+        CONTROL.c.broker_id == param("broker"),
+        CONTROL.agent == param("agent"),
+        CONTROL.unfinished(),
+        CONTROL.state == State.PENDING,
+        CONTROL.c.attempts == 0,
+        sa.or_(*(CONTROL.c.op == op for op in sorted(STARTS))),
+    ),
+    CONTROL.shape.read,
+)
+
+
+def record(tx: Tx, recording: Recording) -> Recorded:
+    """Everything that becomes true when a call is accepted.
+
+    Raises: IdempotencyConflict; AlreadyExists when the agent's slug is taken; Invalid.
+    """
+    repeated = _repeated(tx, recording)
+    if repeated:
+        return Recorded(repeated=repeated)
+    known = find_intents(tx, [new.id for new in recording.intents])
+    if known and len(known) == len(recording.intents):
+        return Recorded(intents=tuple(known))
+    if recording.provider:
+        provide(tx, recording.provider)
+    if recording.agent:
+        insert_agent(tx, recording.agent)
+    transitions: list[Transition] = []
+    superseded = _supersede(tx, recording, transitions) if recording.supersedes_starts else []
+    intents = [_begin(tx, new, transitions) for new in recording.intents]
+    if recording.key:
+        keep_key(tx, recording.key, intent_id=intents[0].id if intents else None)
+    return Recorded(intents=tuple(intents), superseded=tuple(superseded), transitions=tuple(transitions))
+
+
+def _repeated(tx: Tx, recording: Recording) -> Repeated | None:
+    """What the key was used for before; not by this very recording, whose answer may have been lost."""
+    found = find_key(tx, recording.key) if recording.key else None
+    mine = {new.id for new in recording.intents}
+    return None if found is None or found.intent_id in mine else found
+
+
+def _supersede(tx: Tx, recording: Recording, transitions: list[Transition]) -> list[Intent]:
+    ended: list[Intent] = []
+    for new in recording.intents:
+        for start in tx.all(_STARTS, broker=new.broker_id, agent=new.agent_id):
+            moved = finish_pending(tx, start, State.CANCELLED, SUPERSEDED, "superseded", new.node_id)
+            if moved:
+                ended.append(moved[0])
+                transitions.append(moved[1])
+    return ended
+
+
+def _begin(tx: Tx, new: NewIntent, transitions: list[Transition]) -> Intent:
+    in_hand = new.claim is not None and carried(tx, new)
+    state = State.IN_PROGRESS if in_hand else State.PENDING
+    values: dict[str, Any] = {}
+    if new.claim:
+        values = {"claimed_epoch": new.claim.epoch, "sent_at": new.sent_at}
+    if in_hand and new.claim:
+        values |= {"claimed_by": new.claim.node_id, "claimed_session": new.claim.session_id, "claimed_at": tx.now}
+    intent = insert(tx, new, state=state, **values)
+    transitions.extend(born(tx, intent))
+    return intent
+
+
+def carried(tx: Tx, new: NewIntent) -> bool:
+    """Whether the broker's row still carries the session in whose hands the work is."""
+    claim = new.claim
+    assert claim is not None
+    values = {"which": claim.broker_id, "node": claim.node_id, "session": claim.session_id, "epoch": claim.epoch}
+    return tx.one(_CARRIED, **values) is not None
+
+
+def insert(tx: Tx, new: NewIntent, **values: Any) -> Intent:
+    """Write the row; `values` are those of its state beyond what is new."""
+    home = home_of(new.op)
+    row: dict[str, Any] = dict.fromkeys(_SHARED) | msgspec.structs.asdict(new)
+    row |= {
+        "seq": next_seq(tx),
+        "failures": 0,
+        "deadline_at": min(tx.now + int(new.deadline_in * 1_000_000), new.deadline_at or Instant(2**62)),
+        home.agent.name: new.agent_id,
+        home.created.name: new.created_at or tx.now,
+    }
+    row |= {home.state.name if name == "state" else name: value for name, value in values.items()}
+    if home is MESSAGES:
+        row |= _of_message(tx, new)
+    found = tx.one(_INSERT[home.lane], **row)
+    assert found is not None
+    return found
+
+
+def next_seq(tx: Tx) -> int:
+    found = tx.one(_NEXT, step=1)
+    if found is None:
+        found = 1
+        tx.run(_START, value=found)
+    return found
+
+
+def _of_message(tx: Tx, new: NewIntent) -> dict[str, Any]:
+    """What is said. A message that is driven anew says what the old one said."""
+    said = new.message or (tx.one(_MESSAGE, which=new.requeued_from) if new.requeued_from else None)
+    if said is None:
+        raise Invalid(fields={"message": "an intent of op message needs the message that it delivers"})
+    return {name: getattr(said, name) for name in _OF_MESSAGE}

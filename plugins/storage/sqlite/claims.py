@@ -1,0 +1,221 @@
+"""Takes the heads of a broker's lanes into the hands of the node that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kernel import BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
+from plugins.storage.schema import agents, messages, runtime_brokers
+from plugins.storage.sqlite.history import step
+from plugins.storage.sqlite.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
+from plugins.storage.sqlite.query import Query, Tx, first, listed, param
+
+_b = runtime_brokers.c
+
+
+def _carried(*, paused: bool) -> Any:
+    """The broker's row carries this node, session and epoch."""
+    terms = [
+        _b.id == param("broker"),
+        _b.connected_hub_id == param("node"),
+        _b.connected_session_id == param("session"),
+        _b.connection_epoch == param("epoch"),
+        _b.deleted_at.is_(None),
+    ]
+    if not paused:
+        terms.append(sa.not_(_b.paused))
+    return sa.select(sa.literal_column("1")).where(*terms)
+
+
+def _agents_waiting(home: Home) -> Any:
+    """The agents of one broker for which something is unfinished: from one to the next by index, so that a lane's
+    length costs nothing."""
+    mine = [home.c.broker_id == param("broker"), home.unfinished()]
+    least = sa.select(home.agent).where(*mine).order_by(home.agent).limit(1).scalar_subquery()
+    waiting = sa.select(least.label("agent")).cte(f"waiting_{home.lane}", recursive=True)
+    following = (
+        sa.select(home.agent)
+        .where(*mine, home.agent > waiting.c.agent)
+        .order_by(home.agent)
+        .limit(1)
+        .correlate(waiting)
+        .scalar_subquery()
+    )
+    return waiting.union_all(sa.select(following).where(waiting.c.agent.is_not(None)))
+
+
+def _heads(home: Home) -> Any:
+    """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node."""
+    waiting = _agents_waiting(home)
+    lane, other = home.table.alias("lane"), home.table.alias("other")
+    agent = home.agent.name
+    head = (
+        sa.select(lane.c.id)
+        .where(lane.c.broker_id == param("broker"), lane.c[agent] == waiting.c.agent, home.unfinished(lane))
+        .order_by(lane.c.seq)
+        .limit(1)
+        .correlate(waiting)
+        .scalar_subquery()
+    )
+    in_hand = (
+        sa.select(sa.literal_column("1"))
+        .where(
+            other.c.broker_id == param("broker"),
+            other.c[agent] == home.agent,
+            other.c[home.state.name] == IN_PROGRESS,
+        )
+        .correlate(home.table)
+        .exists()
+    )
+    found = sa.select(home.c.id).select_from(waiting).join(home.table, home.c.id == head)
+    if home is MESSAGES:
+        runs = sa.and_(
+            agents.c.id == messages.c.recipient_agent_id,
+            agents.c.phase == Phase.RUNNING,
+            agents.c.deleted_at.is_(None),
+        )
+        found = found.join(agents, runs)
+    due = sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now"))
+    hinted = sa.case((home.c.id.in_(listed("hints")), 0), else_=1)
+    return (
+        found.where(
+            home.state == State.PENDING,
+            due,
+            home.c.deadline_at > param("now"),
+            home.op.in_(listed("ops")),
+            sa.not_(in_hand),
+        )
+        .order_by(hinted, home.c.seq)
+        .limit(param("take"))
+    )
+
+
+def _claim(home: Home) -> Query[Intent]:
+    """One statement takes them, and only while the broker's row carries the session."""
+    statement = home.update(
+        state=IN_PROGRESS,
+        attempts=home.c.attempts + 1,
+        claimed_by=param("node"),
+        claimed_epoch=param("epoch"),
+        claimed_session=param("session"),
+        claimed_at=param("now"),
+        sent_at=None,
+        accepted_at=None,
+        progress_at=None,
+        next_attempt_at=None,
+    ).where(home.c.id.in_(_heads(home)), home.state == State.PENDING, _carried(paused=False).exists())
+    return Query(statement, home.shape.read)
+
+
+_CARRIED = Query[int](_carried(paused=True), first)
+_CLAIM = {home.lane: _claim(home) for home in HOMES}
+
+
+def claim(tx: Tx, request: ClaimRequest) -> Claims:
+    """Control before messages; in the order in which they were recorded."""
+    session = request.session
+    values = {
+        "broker": session.broker_id,
+        "node": session.node_id,
+        "session": session.session_id,
+        "epoch": session.epoch,
+    }
+    if tx.one(_CARRIED, **values) is None:
+        return Claims(stale=True, now=tx.now)
+    ops = msgspec.json.encode(sorted(request.ops)).decode()
+    hints = msgspec.json.encode(request.ids or ()).decode()
+    taken: list[Intent] = []
+    for home in HOMES:
+        room = request.limit - len(taken)
+        if room > 0:
+            found = tx.all(_CLAIM[home.lane], **values, ops=ops, hints=hints, take=room)
+            taken += sorted(found, key=lambda intent: intent.seq)
+    steps = [
+        step(tx, intent, State.PENDING, "claimed", session.node_id, epoch=session.epoch, attempt=intent.attempts)
+        for intent in taken
+    ]
+    return Claims(intents=tuple(taken), transitions=tuple(steps), now=tx.now)
+
+
+# -- the poll -----------------------------------------------------------------------------------------------
+
+
+def brokers_waiting(home: Home) -> Any:
+    """The brokers for which something is unfinished, from one to the next by index."""
+    least = sa.select(home.c.broker_id).where(home.unfinished()).order_by(home.c.broker_id).limit(1)
+    waiting = sa.select(least.scalar_subquery().label("broker")).cte(f"brokers_{home.lane}", recursive=True)
+    following = (
+        sa.select(home.c.broker_id)
+        .where(home.unfinished(), home.c.broker_id > waiting.c.broker)
+        .order_by(home.c.broker_id)
+        .limit(1)
+        .correlate(waiting)
+        .scalar_subquery()
+    )
+    return waiting.union_all(sa.select(following).where(waiting.c.broker.is_not(None)))
+
+
+def _poll(home: Home) -> Query[BrokerId]:
+    waiting = brokers_waiting(home)
+    due = (
+        sa.select(sa.literal_column("1"))
+        .where(
+            home.c.broker_id == _b.id,
+            home.unfinished(),
+            home.state == State.PENDING,
+            home.c.deadline_at > param("now"),
+            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now")),
+        )
+        .correlate(runtime_brokers)
+        .exists()
+    )
+    mine = sa.and_(_b.id == waiting.c.broker, _b.connected_hub_id == param("node"), sa.not_(_b.paused))
+    return Query(sa.select(_b.id).select_from(waiting).join(runtime_brokers, mine).where(due), first)
+
+
+_POLL = [_poll(home) for home in HOMES]
+
+
+def poll(tx: Tx, node_id: NodeId) -> list[BrokerId]:
+    found = [broker_id for query in _POLL for broker_id in tx.all(query, node=node_id)]
+    return list(dict.fromkeys(found))
+
+
+# -- progress -----------------------------------------------------------------------------------------------
+
+
+def _note(home: Home) -> Query[Any]:
+    c = home.c
+    sent = sa.case((sa.and_(param("sent"), c.sent_at.is_(None)), param("now")), else_=c.sent_at)
+    accepted = sa.case((sa.and_(param("accepted"), c.accepted_at.is_(None)), param("now")), else_=c.accepted_at)
+    return Query(
+        sa.update(home.table)
+        .values(sent_at=sent, accepted_at=accepted, progress_at=param("now"))
+        .where(
+            c.id == param("which"),
+            home.state == IN_PROGRESS,
+            c.claimed_epoch == param("epoch"),
+            c.attempts == param("attempt"),
+        )
+    )
+
+
+_NOTE = {home.lane: _note(home) for home in HOMES}
+
+
+def progress(tx: Tx, steps: Sequence[Progress]) -> None:
+    """Fenced by epoch and attempt: what was taken away since is left alone."""
+    for one in steps:
+        if is_uuid(one.intent_id):
+            tx.run(
+                _NOTE[home_of(one.op).lane],
+                which=one.intent_id,
+                epoch=one.epoch,
+                attempt=one.attempt,
+                sent=one.sent,
+                accepted=one.accepted,
+            )

@@ -1,0 +1,93 @@
+"""How an intent ends without an answer: expired, cancelled, superseded or poison; and what that does to its agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import STARTS, Failure, Intent, Op, OutcomeUnknown, Phase, State, Transition
+from plugins.storage.schema import agents
+from plugins.storage.sqlite.history import step
+from plugins.storage.sqlite.homes import HOMES, Home, home_of
+from plugins.storage.sqlite.query import Query, Tx, param
+
+SUPERSEDED = Failure(
+    code="cancelled", message="a later stop or delete of the same agent came before anybody took it", status=409
+)
+CANCELLED = Failure(code="cancelled", message="it was cancelled before anybody took it", status=409)
+POISON = Failure(
+    code="poison",
+    message="three processes of the broker died while they had it in hand: it is not sent again",
+    status=502,
+)
+
+_a = agents.c
+_REMOVE = Query[Any](sa.delete(agents).where(_a.id == param("which")))
+_MARK = Query[Any](
+    sa.update(agents)
+    .values(
+        phase=Phase.ERROR,
+        activity=None,
+        message=param("said"),
+        updated=param("now"),
+        state_version=_a.state_version + 1,
+    )
+    .where(_a.id == param("which"), _a.deleted_at.is_(None))
+)
+
+
+def _finish(home: Home) -> Query[Intent]:
+    statement = home.update(
+        state=param("to"), error=param("failure"), ended_at=param("now"), sealed=None, next_attempt_at=None
+    ).where(
+        home.c.id == param("which"),
+        home.state == param("came_from"),
+        home.c.attempts == param("tried"),
+    )
+    return Query(statement, home.shape.read)
+
+
+_FINISH = {home.lane: _finish(home) for home in HOMES}
+
+
+def finish_pending(
+    tx: Tx, intent: Intent, state: State, failure: Failure, reason: str, node_id: str
+) -> tuple[Intent, Transition] | None:
+    """`pending` → `state` by compare-and-set. Only one that never was claimed may be told as "did not happen"."""
+    if intent.attempts > 0:
+        failure = OutcomeUnknown().as_failure()
+    ended = _ended(tx, intent, State.PENDING, state, failure)
+    if ended is None:
+        return None
+    if ended.op is Op.CREATE:
+        _creation_ended(tx, ended, failure)
+    return ended, step(tx, ended, State.PENDING, reason, node_id, attempt=intent.attempts)
+
+
+def poison(tx: Tx, intent: Intent, node_id: str) -> tuple[Intent, Transition] | None:
+    """It is not sent a fourth time. A start that may have half happened leaves its agent in `error`."""
+    ended = _ended(tx, intent, intent.state, State.FAILED, POISON)
+    if ended is None:
+        return None
+    if ended.op in STARTS:
+        tx.run(_MARK, which=ended.agent_id, said=POISON.message)
+    return ended, step(tx, ended, intent.state, "poison", node_id, attempt=intent.attempts)
+
+
+def _ended(tx: Tx, intent: Intent, came_from: State, state: State, failure: Failure) -> Intent | None:
+    return tx.one(
+        _FINISH[home_of(intent.op).lane],
+        which=intent.id,
+        came_from=came_from,
+        tried=intent.attempts,
+        to=state,
+        failure=failure,
+    )
+
+
+def _creation_ended(tx: Tx, intent: Intent, failure: Failure) -> None:
+    if intent.attempts == 0:
+        tx.run(_REMOVE, which=intent.agent_id)
+    else:
+        tx.run(_MARK, which=intent.agent_id, said=failure.message)

@@ -1,0 +1,221 @@
+"""What became of work in hand: ended, put back, cancelled. Every write is refused by the statement that would make it
+when the row no longer is in the hands that write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State
+from plugins.storage.schema import runtime_brokers
+from plugins.storage.sqlite.agents import agent_by_id, change_agent
+from plugins.storage.sqlite.births import insert
+from plugins.storage.sqlite.endings import CANCELLED, finish_pending
+from plugins.storage.sqlite.history import born_ended, step
+from plugins.storage.sqlite.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
+from plugins.storage.sqlite.lookups import find_intent
+from plugins.storage.sqlite.query import Query, Tx, first, param
+
+LOST = frozenset({"link_lost", "owner_lost"})
+"""Reasons of a put-back that are no answer: what had been sent may still have been in the broker's hands."""
+
+
+def _in_these_hands(home: Home) -> Any:
+    return sa.and_(
+        home.c.id == param("which"),
+        home.state == IN_PROGRESS,
+        home.c.claimed_epoch == param("epoch"),
+        home.c.attempts == param("attempt"),
+    )
+
+
+def _end(home: Home) -> Query[Intent]:
+    statement = home.update(
+        state=param("to"),
+        result=param("outcome"),
+        error=param("failure"),
+        sent_at=sa.func.coalesce(home.c.sent_at, param("sent")),
+        accepted_at=sa.func.coalesce(home.c.accepted_at, param("accepted")),
+        failures=home.c.failures + param("more"),
+        ended_at=param("now"),
+        sealed=None,
+        next_attempt_at=None,
+    )
+    return Query(statement.where(_in_these_hands(home)), home.shape.read)
+
+
+def _put_back(home: Home) -> Query[Intent]:
+    statement = home.update(
+        state=State.PENDING,
+        claimed_by=None,
+        claimed_session=None,
+        next_attempt_at=param("due"),
+        failures=home.c.failures + param("more"),
+        error=sa.func.coalesce(param("failure", home.c.error.type), home.c.error),
+        sent_at=sa.case((param("lost", sa.Integer()) == 1, home.c.sent_at), else_=None),
+        accepted_at=None,
+    )
+    return Query(statement.where(_in_these_hands(home)), home.shape.read)
+
+
+_END = {home.lane: _end(home) for home in HOMES}
+_PUT_BACK = {home.lane: _put_back(home) for home in HOMES}
+
+
+def end(tx: Tx, ended: End) -> Settled:
+    """The outcome, the agent's change and the history, or nothing at all."""
+    intent = tx.one(
+        _END[home_of(ended.op).lane],
+        which=ended.intent_id,
+        epoch=ended.session.epoch,
+        attempt=ended.attempt,
+        to=ended.state,
+        outcome=ended.result,
+        failure=ended.error,
+        sent=ended.sent_at,
+        accepted=ended.accepted_at,
+        more=ended.failures,
+    )
+    if intent is None:
+        return _ended_before(tx, ended)
+    agent = change_agent(tx, intent.agent_id, ended.change)
+    session = ended.session
+    told = step(
+        tx,
+        intent,
+        State.IN_PROGRESS,
+        ended.reason,
+        session.node_id,
+        epoch=session.epoch,
+        attempt=ended.attempt,
+    )
+    return Settled(accepted=True, intent=intent, agent=agent, transitions=(told,), waiting=_waiting(tx, intent, agent))
+
+
+def _ended_before(tx: Tx, ended: End) -> Settled:
+    """Refused, unless this very end was written before and only its answer was lost."""
+    intent = find_intent(tx, ended.intent_id)
+    mine = (
+        intent is not None
+        and intent.state is ended.state
+        and intent.claimed_epoch == ended.session.epoch
+        and intent.claimed_session == ended.session.session_id
+        and intent.attempts == ended.attempt
+    )
+    agent = agent_by_id(tx, ended.agent_id)
+    if intent is None or not mine:
+        return Settled(accepted=False, intent=intent, agent=agent)
+    return Settled(accepted=True, intent=intent, agent=agent, waiting=_waiting(tx, intent, agent))
+
+
+def put_back(tx: Tx, back: PutBack) -> Settled:
+    """An attempt that is no end: pending again, tried once more from `retry_in` on."""
+    intent = tx.one(
+        _PUT_BACK[home_of(back.op).lane],
+        which=back.intent_id,
+        epoch=back.session.epoch,
+        attempt=back.attempt,
+        due=tx.now + int(back.retry_in * 1_000_000) if back.retry_in > 0 else None,
+        more=back.failures,
+        failure=back.error,
+        lost=int(back.reason in LOST),
+    )
+    if intent is None:
+        return Settled(accepted=False, intent=find_intent(tx, back.intent_id))
+    agent = agent_by_id(tx, intent.agent_id)
+    session = back.session
+    told = step(
+        tx,
+        intent,
+        State.IN_PROGRESS,
+        back.reason,
+        session.node_id,
+        epoch=session.epoch,
+        attempt=back.attempt,
+    )
+    return Settled(accepted=True, intent=intent, agent=agent, transitions=(told,), waiting=_waiting(tx, intent, agent))
+
+
+# -- LOCAL calls --------------------------------------------------------------------------------------------
+
+_EPOCH = Query[int](sa.select(runtime_brokers.c.connection_epoch).where(runtime_brokers.c.id == param("which")), first)
+
+
+def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
+    """A LOCAL call and its outcome. When the broker was claimed again since, the outcome is a fact all the same, but
+    the agent is left to the broker's next report."""
+    known = find_intent(tx, new.id)
+    if known is not None:
+        return end(tx, ended)
+    session = ended.session
+    intent = insert(
+        tx,
+        new,
+        state=ended.state,
+        attempts=ended.attempt,
+        claimed_by=session.node_id,
+        claimed_epoch=session.epoch,
+        claimed_session=session.session_id,
+        claimed_at=new.created_at or tx.now,
+        sent_at=ended.sent_at,
+        accepted_at=ended.accepted_at,
+        failures=ended.failures,
+        result=ended.result,
+        error=ended.error,
+        ended_at=tx.now,
+        sealed=None,
+    )
+    current = tx.one(_EPOCH, which=new.broker_id) == session.epoch
+    agent = change_agent(tx, new.agent_id, ended.change if current else None)
+    steps = born_ended(tx, intent, ended.reason, {} if current else {"agent": "left to the broker's next report"})
+    return Settled(
+        accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=_waiting(tx, intent, agent)
+    )
+
+
+# -- what waits behind it -----------------------------------------------------------------------------------
+
+
+def _pending(home: Home) -> Query[int]:
+    return Query(
+        sa.select(sa.literal_column("1"))
+        .where(
+            home.c.broker_id == param("broker"),
+            home.agent == param("agent"),
+            home.unfinished(),
+            home.state == State.PENDING,
+            home.c.deadline_at > param("now"),
+            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now")),
+        )
+        .limit(1),
+        first,
+    )
+
+
+_PENDING = {home.lane: _pending(home) for home in HOMES}
+
+
+def _waiting(tx: Tx, intent: Intent, agent: Agent | None) -> bool:
+    """Something of this agent is pending and might be claimed now."""
+    lanes = [CONTROL.lane]
+    if agent is not None and agent.phase is Phase.RUNNING and agent.deleted_at is None:
+        lanes.append(MESSAGES.lane)
+    found = [tx.one(_PENDING[lane], broker=intent.broker_id, agent=intent.agent_id) for lane in lanes]
+    return any(found)
+
+
+# -- cancel -------------------------------------------------------------------------------------------------
+
+
+def cancel(tx: Tx, intent_id: str, node_id: NodeId) -> Cancelled:
+    """Raises: NotFound."""
+    intent = find_intent(tx, intent_id)
+    if intent is None:
+        raise NotFound(f"there is no dispatch {intent_id}")
+    if intent.state.ended:
+        return Cancelled(outcome="already_ended", intent=intent)
+    moved = finish_pending(tx, intent, State.CANCELLED, CANCELLED, "cancelled", node_id)
+    if moved is None:
+        return Cancelled(outcome="cancel_requested", intent=intent)
+    return Cancelled(outcome="cancelled", intent=moved[0], transitions=(moved[1],))

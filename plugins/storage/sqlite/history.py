@@ -1,0 +1,127 @@
+"""The steps of an intent's life: written in the transaction that makes them true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import ACCEPTED, ROUTED, Instant, Intent, Op, State, Transition
+from plugins.storage.schema import parse, transitions
+from plugins.storage.sqlite.query import Query, Tx, param
+
+_c = transitions.c
+_INSERT = Query[Any](sa.insert(transitions).values({column.name: param(column.name) for column in _c}))
+_LAST = Query[tuple[int, int]](
+    sa.select(_c.n, _c.at).where(_c.intent_id == param("which")).order_by(_c.n.desc()).limit(1)
+)
+_OF_INTENT = Query[tuple[Any, ...]](sa.select(*_c).where(_c.intent_id == param("which")).order_by(_c.n))
+
+
+def step(
+    tx: Tx,
+    intent: Intent,
+    came_from: str,
+    reason: str,
+    node_id: str,
+    *,
+    epoch: int | None = None,
+    attempt: int | None = None,
+    detail: dict[str, Any] | None = None,
+) -> Transition:
+    """Write that `intent` came from `came_from` into the state that it has now."""
+    n, since = tx.one(_LAST, which=intent.id) or (0, intent.created_at)
+    return _write(
+        tx,
+        Transition(
+            intent_id=intent.id,
+            op=intent.op,
+            n=n + 1,
+            at=tx.now,
+            from_state=came_from,
+            to_state=intent.state,
+            reason=reason,
+            node_id=node_id,
+            epoch=epoch,
+            attempt=attempt,
+            seconds=max(0, tx.now - since) / 1_000_000,
+            detail=detail or {},
+        ),
+    )
+
+
+def born(tx: Tx, intent: Intent) -> list[Transition]:
+    """accepted → routed → the state in which its row begins."""
+    reason = "recorded" if intent.state is State.PENDING else "in_hand"
+    early = (
+        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at),
+        _early(intent, 2, ROUTED, intent.state, reason, tx.now),
+    )
+    return [_write(tx, transition) for transition in early]
+
+
+def born_ended(tx: Tx, intent: Intent, reason: str, detail: dict[str, Any]) -> list[Transition]:
+    """accepted → routed → in_progress → its end: a LOCAL call, of which nothing was written before."""
+    sent = max(intent.created_at, min(intent.sent_at or tx.now, tx.now))
+    early = (
+        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at),
+        _early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
+    )
+    written = [_write(tx, transition) for transition in early]
+    node_id = intent.claimed_by or intent.node_id
+    end = step(
+        tx,
+        intent,
+        State.IN_PROGRESS,
+        reason,
+        node_id,
+        epoch=intent.claimed_epoch,
+        attempt=intent.attempts,
+        detail=detail,
+    )
+    return [*written, end]
+
+
+def history(tx: Tx, intent_id: str, op: Op) -> tuple[Transition, ...]:
+    """All steps of one intent, the first one first."""
+    found: list[Transition] = []
+    for row in tx.all(_OF_INTENT, which=intent_id):
+        values = dict(zip(_c.keys(), row, strict=True))
+        since = found[-1].at if found else values["at"]
+        values["detail"] = parse(values["detail"]) or {}
+        found.append(Transition(op=op, seconds=max(0, values["at"] - since) / 1_000_000, **values))
+    return tuple(found)
+
+
+def _early(intent: Intent, n: int, came_from: str, to: str, reason: str, at: int) -> Transition:
+    claimed = to == State.IN_PROGRESS
+    return Transition(
+        intent_id=intent.id,
+        op=intent.op,
+        n=n,
+        at=Instant(at),
+        from_state=came_from,
+        to_state=to,
+        reason=reason,
+        node_id=intent.node_id,
+        epoch=intent.claimed_epoch if claimed else None,
+        attempt=intent.attempts if claimed else None,
+        seconds=max(0, at - intent.created_at) / 1_000_000,
+    )
+
+
+def _write(tx: Tx, transition: Transition) -> Transition:
+    tx.run(
+        _INSERT,
+        intent_id=transition.intent_id,
+        n=transition.n,
+        at=transition.at,
+        from_state=transition.from_state,
+        to_state=transition.to_state,
+        reason=transition.reason,
+        node_id=transition.node_id,
+        epoch=transition.epoch,
+        attempt=transition.attempt,
+        detail=transition.detail or None,
+    )
+    return transition

@@ -1,0 +1,57 @@
+"""Messages as people read them; those to agents are intents besides, which the dispatch delivers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import Message, Page, State, is_uuid
+from plugins.storage.schema import Flag, messages
+from plugins.storage.sqlite.pages import beyond, edge
+from plugins.storage.sqlite.query import Query, Tx, param
+from plugins.storage.sqlite.rows import MESSAGE
+
+_c = messages.c
+_INSERT = Query(
+    sa.insert(messages).values({name: param(name) for name in Message.__struct_fields__}).returning(*MESSAGE.columns),
+    MESSAGE.read,
+)
+_READ = Query[Any](
+    sa.update(messages)
+    .values(read=sa.literal(True, Flag()))
+    .where(_c.id == param("which"), _c.recipient_id == param("whose"))
+)
+
+
+@cache
+def _listing(given: frozenset[str], unread: bool, onward: bool) -> Query[Message]:
+    terms: list[Any] = [_c.recipient_id == param("whose")]
+    terms += [_c[name] == param(f"of_{name}") for name in sorted(given)]
+    if unread:
+        terms.append(sa.not_(_c.read))
+    if onward:
+        terms.append(beyond(_c.created, _c.id))
+    newest = sa.select(*MESSAGE.columns).where(*terms).order_by(_c.created.desc(), _c.id.desc())
+    return Query(newest.limit(param("take")), MESSAGE.read)
+
+
+def list_messages(tx: Tx, recipient_id: str, page: Page, unread: bool, filters: dict[str, str | None]) -> list[Message]:
+    """`filters`: project_id, agent_id, type."""
+    given = {name: value for name, value in filters.items() if value is not None}
+    query = _listing(frozenset(given), unread, page.after is not None)
+    named = {f"of_{name}": value for name, value in given.items()}
+    return tx.all(query, whose=recipient_id, take=page.limit + 1, **named, **edge(page))
+
+
+def add_message(tx: Tx, message: Message) -> Message:
+    """A message to a user: never dispatched."""
+    values = {name: getattr(message, name) for name in Message.__struct_fields__}
+    added = tx.one(_INSERT, **{**values, "dispatch_state": State.NONE, "created": tx.now})
+    assert added is not None
+    return added
+
+
+def mark_read(tx: Tx, message_id: str, recipient_id: str) -> bool:
+    return is_uuid(message_id) and tx.run(_READ, which=message_id.lower(), whose=recipient_id) > 0

@@ -1,0 +1,25 @@
+"""Keyset pages: newest first by (created, id), from after the last row of the page before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import Page
+from plugins.storage.sqlite.query import param
+
+LATEST = 2**63 - 1
+"""The largest number that a column holds."""
+
+
+def beyond(created: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Rows after the page's edge; a row comparison, so that one index serves it."""
+    return sa.tuple_(created, id_) < sa.tuple_(param("edge_created"), param("edge_id"))
+
+
+def edge(page: Page) -> dict[str, Any]:
+    if page.after is None:
+        return {}
+    created = max(-LATEST, min(LATEST, page.after.created))
+    return {"edge_created": created, "edge_id": page.after.id.lower()}

@@ -1,0 +1,92 @@
+"""What agents, brokers and heartbeats say of an agent, applied by compare-and-set on its version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import Agent, AgentId, Report, ReportOutcome, applied, is_uuid
+from plugins.storage.schema import agents
+from plugins.storage.sqlite.agents import agent_by_id
+from plugins.storage.sqlite.homes import HOMES, Home
+from plugins.storage.sqlite.query import Query, Tx, first, param
+from plugins.storage.sqlite.rows import AGENT
+
+SEEN_EVERY = 10 * 1_000_000
+"""Microseconds in which reports that change nothing stamp `last_seen` once: a heartbeat costs no write each time."""
+NEWEST = 20
+"""How many of an agent's newest intents are looked at for one that ended a moment ago: inside a lane the newest ends
+last, but for some that were cancelled or expired while they waited."""
+
+_c = agents.c
+_APPLY = Query(
+    sa.update(agents)
+    .values(
+        phase=param("to_phase"),
+        activity=param("to_activity"),
+        detail=param("to_detail"),
+        last_seen=param("now"),
+        updated=param("now"),
+        state_version=_c.state_version + 1,
+    )
+    .where(_c.id == param("which"), _c.state_version == param("version"))
+    .returning(*AGENT.columns),
+    AGENT.read,
+)
+_SEEN = Query[Any](sa.update(agents).values(last_seen=param("now")).where(_c.id == param("which")))
+
+
+def report(tx: Tx, said: Report) -> ReportOutcome:
+    """Reports about a deleted agent, or about another broker's, find none."""
+    agent = agent_by_id(tx, said.agent_id.lower()) if is_uuid(said.agent_id) else None
+    if agent is None or agent.deleted_at is not None or said.broker_id not in (None, agent.runtime_broker_id):
+        return ReportOutcome(agent=None, changed=False)
+    changed = applied(agent, said)
+    run_unknown = said.run_id is not None and said.run_id != agent.run_id
+    if changed is None:
+        if not run_unknown:
+            _stamp(tx, agent)
+        return ReportOutcome(agent=agent, changed=False, run_unknown=run_unknown)
+    after = tx.one(
+        _APPLY,
+        which=agent.id,
+        version=agent.state_version,
+        to_phase=changed.phase,
+        to_activity=changed.activity,
+        to_detail=changed.detail,
+    )
+    return ReportOutcome(agent=after, changed=True, run_unknown=run_unknown)
+
+
+def _stamp(tx: Tx, agent: Agent) -> None:
+    if agent.last_seen is None or tx.now - agent.last_seen >= SEEN_EVERY:
+        tx.run(_SEEN, which=agent.id)
+
+
+def _busy(home: Home) -> Query[Any]:
+    newest = (
+        sa.select(home.c.ended_at)
+        .where(home.agent == param("which"), home.is_intent)
+        .order_by(home.created.desc(), home.c.id.desc())
+        .limit(NEWEST)
+        .subquery()
+    )
+    just_ended = sa.select(newest.c.ended_at).where(newest.c.ended_at > param("since"))
+    unfinished: Any = sa.select(sa.literal_column("1")).where(
+        home.c.broker_id == sa.select(_c.runtime_broker_id).where(_c.id == param("which")).scalar_subquery(),
+        home.agent == param("which"),
+        home.unfinished(),
+    )
+    return Query(sa.select(sa.or_(unfinished.exists(), just_ended.exists())), first)
+
+
+_BUSY = [_busy(home) for home in HOMES]
+
+
+def quiet(tx: Tx, agent_id: AgentId, seconds: float) -> bool:
+    """No intent of this agent is unfinished, and none ended less than `seconds` ago."""
+    if not is_uuid(agent_id):
+        return True
+    since = tx.now - int(seconds * 1_000_000)
+    return not any(tx.one(busy, which=agent_id.lower(), since=since) for busy in _BUSY)

@@ -1,0 +1,203 @@
+"""Who holds which broker: the newest session wins, and only its own release clears it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kernel import (
+    Broker,
+    BrokerId,
+    Epoch,
+    IntentId,
+    NodeId,
+    NotFound,
+    Reaped,
+    Released,
+    Session,
+    SessionClaim,
+    SessionClaimed,
+    SessionId,
+    is_uuid,
+)
+from plugins.storage.schema import hub_nodes, runtime_brokers
+from plugins.storage.sqlite.query import Query, Tx, first, param
+from plugins.storage.sqlite.rows import BROKER
+from plugins.storage.sqlite.sweeping import STAMP_SENT, Moves, count_crash, hand_back, in_hand
+
+ORDERLY = 1000
+"""The close code of a broker that stops; any other end is a crash if another process comes back."""
+
+_b, _n = runtime_brokers.c, hub_nodes.c
+_FIND = Query(sa.select(*BROKER.columns).where(_b.id == param("which"), _b.deleted_at.is_(None)), BROKER.read)
+_CLAIM = Query[int](
+    sa.update(runtime_brokers)
+    .values(
+        connected_hub_id=param("node"),
+        connected_session_id=param("session"),
+        connected_at=param("now"),
+        connection_epoch=sa.func.max(_b.connection_epoch, param("seen")) + 1,
+        connection_kind=param("kind"),
+        renewed_at=param("now"),
+        disconnected_at=None,
+        disconnect_code=None,
+        status=param("to_status"),
+        instance=param("process"),
+        version=sa.func.coalesce(param("runs", sa.Text()), _b.version),
+        announced=param("can"),
+        window=param("places"),
+        updated=param("now"),
+        lock_version=_b.lock_version + 1,
+    )
+    .where(_b.id == param("which"), _b.deleted_at.is_(None))
+    .returning(_b.connection_epoch),
+    first,
+)
+
+
+def claim_session(tx: Tx, claim: SessionClaim) -> SessionClaimed:
+    """Raises: NotFound when the broker is unknown or deleted."""
+    broker = tx.one(_FIND, which=claim.broker_id.lower()) if is_uuid(claim.broker_id) else None
+    if broker is None:
+        raise NotFound(f"there is no broker {claim.broker_id}: register it and join again")
+    former = _holder(broker)
+    if former and (former.node_id, former.session_id) == (claim.node_id, claim.session_id):
+        return SessionClaimed(session=former, broker=broker, former=None, redriven=Moves().changed())
+    session = Session(
+        broker_id=broker.id, node_id=claim.node_id, session_id=claim.session_id, epoch=_raised(tx, broker, claim)
+    )
+    moves = Moves()
+    if _crashed(broker, claim):
+        count_crash(tx, broker.id, broker.connection_epoch, claim.node_id, moves)
+    hand_back(tx, in_hand(tx, broker.id), "owner_lost", claim.node_id, moves)
+    after = tx.one(_FIND, which=broker.id)
+    assert after is not None
+    return SessionClaimed(session=session, broker=after, former=former, redriven=moves.changed())
+
+
+def _holder(broker: Broker) -> Session | None:
+    if broker.connected_hub_id is None or broker.connected_session_id is None:
+        return None
+    return Session(
+        broker_id=broker.id,
+        node_id=broker.connected_hub_id,
+        session_id=SessionId(broker.connected_session_id),
+        epoch=Epoch(broker.connection_epoch),
+    )
+
+
+def _raised(tx: Tx, broker: Broker, claim: SessionClaim) -> Epoch:
+    """The epoch grows beyond the row's and beyond the highest that the broker has seen."""
+    epoch = tx.one(
+        _CLAIM,
+        which=broker.id,
+        node=claim.node_id,
+        session=claim.session_id,
+        seen=claim.last_epoch,
+        kind=claim.kind,
+        to_status="online" if claim.kind == "socket" else "offline",
+        process=claim.instance,
+        runs=claim.version,
+        can=claim.capabilities,
+        places=claim.window,
+    )
+    assert epoch is not None
+    return Epoch(epoch)
+
+
+def _crashed(broker: Broker, claim: SessionClaim) -> bool:
+    """Another process of the broker comes, and the former did not leave in order."""
+    if broker.instance is None or claim.instance is None or broker.instance == claim.instance:
+        return False
+    return broker.connected_session_id is not None or not broker.left_orderly
+
+
+# -- release, renew -----------------------------------------------------------------------------------------
+
+_MINE = sa.and_(
+    _b.id == param("which"),
+    _b.connected_hub_id == param("node"),
+    _b.connected_session_id == param("session"),
+    _b.connection_epoch == param("epoch"),
+)
+_GONE: dict[str, Any] = {
+    "connected_hub_id": None,
+    "connected_session_id": None,
+    "connection_kind": None,
+    "status": "offline",
+    "updated": param("now"),
+    "lock_version": _b.lock_version + 1,
+}
+_RELEASE = Query[Any](
+    sa.update(runtime_brokers).values(disconnected_at=param("now"), disconnect_code=param("code"), **_GONE).where(_MINE)
+)
+_RENEW = Query[Any](sa.update(runtime_brokers).values(renewed_at=param("now")).where(_MINE))
+
+
+def _names(session: Session) -> dict[str, Any]:
+    return {
+        "which": session.broker_id,
+        "node": session.node_id,
+        "session": session.session_id,
+        "epoch": session.epoch,
+    }
+
+
+def release_session(tx: Tx, session: Session, code: int, sent: Sequence[IntentId]) -> Released:
+    """Compare and clear; what the session had in hand is pending again."""
+    if tx.run(_RELEASE, code=code, **_names(session)) == 0:
+        return Released(cleared=False)
+    if sent:
+        for stamp in STAMP_SENT:
+            tx.run(stamp, ids=msgspec.json.encode(list(sent)).decode(), epoch=session.epoch)
+    moves = Moves()
+    hand_back(tx, in_hand(tx, session.broker_id), "link_lost", session.node_id, moves)
+    return Released(cleared=True, changed=moves.changed())
+
+
+def renew(tx: Tx, sessions: Sequence[Session]) -> tuple[SessionId, ...]:
+    """Those that the rows no longer name."""
+    return tuple(session.session_id for session in sessions if tx.run(_RENEW, **_names(session)) == 0)
+
+
+# -- reap ---------------------------------------------------------------------------------------------------
+
+_LOSE = Query[NodeId](
+    sa.update(hub_nodes)
+    .values(lost_at=param("now"))
+    .where(_n.lost_at.is_(None), _n.beat_at < param("silent_since"))
+    .returning(_n.id),
+    first,
+)
+_lives = (
+    sa.select(sa.literal_column("1"))
+    .where(_n.id == _b.connected_hub_id, _n.lost_at.is_(None))
+    .correlate(runtime_brokers)
+    .exists()
+)
+_STALE = Query[tuple[BrokerId, NodeId]](
+    sa.select(_b.id, _b.connected_hub_id).where(
+        _b.connected_hub_id.is_not(None),
+        sa.or_(sa.not_(_lives), _b.renewed_at < param("stale_since")),
+    )
+)
+_CLEAR = Query[Any](
+    sa.update(runtime_brokers)
+    .values(disconnected_at=_b.renewed_at, disconnect_code=None, **_GONE)
+    .where(_b.id == param("which"))
+)
+
+
+def reap(tx: Tx, lost_after: float, stale_after: float) -> Reaped:
+    """Silent nodes are lost; affinity that names one, or was not renewed, is cleared."""
+    lost = tx.all(_LOSE, silent_since=tx.now - int(lost_after * 1_000_000))
+    moves = Moves()
+    cleared: list[BrokerId] = []
+    for broker_id, owner in tx.all(_STALE, stale_since=tx.now - int(stale_after * 1_000_000)):
+        tx.run(_CLEAR, which=broker_id)
+        cleared.append(broker_id)
+        hand_back(tx, in_hand(tx, broker_id), "owner_lost", owner, moves)
+    return Reaped(lost_nodes=tuple(lost), cleared=tuple(cleared), changed=moves.changed())

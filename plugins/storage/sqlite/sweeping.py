@@ -1,0 +1,208 @@
+"""What sweeps and changes of owner move: back to pending, expired, poison. Bounded batches of compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from kernel import BrokerOffline, BrokerTimeout, Changed, Failure, Intent, NodeId, State, Transition
+from plugins.storage.schema import runtime_brokers
+from plugins.storage.sqlite.claims import brokers_waiting
+from plugins.storage.sqlite.endings import finish_pending, poison
+from plugins.storage.sqlite.history import step
+from plugins.storage.sqlite.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
+from plugins.storage.sqlite.lookups import find_intents
+from plugins.storage.sqlite.query import Query, Tx, listed, param
+from plugins.storage.sqlite.rows import held, last_held
+
+POISON_AT = 3
+"""Processes of a broker that died with an intent in flight, after which it is not sent again."""
+
+_b = runtime_brokers.c
+
+
+class Moves:
+    """Collects what one transaction moved."""
+
+    def __init__(self) -> None:
+        self._intents: list[Intent] = []
+        self._transitions: list[Transition] = []
+
+    def add(self, moved: tuple[Intent, Transition] | None) -> None:
+        if moved:
+            self._intents.append(moved[0])
+            self._transitions.append(moved[1])
+
+    def changed(self) -> Changed:
+        return Changed(intents=tuple(self._intents), transitions=tuple(self._transitions))
+
+
+# -- back to pending ----------------------------------------------------------------------------------------
+
+
+def _hand_back(home: Home) -> Query[Intent]:
+    """`claimed_epoch` and `sent_at` stay: the next claim of the session counts crashes by them."""
+    statement = home.update(state=State.PENDING, claimed_by=None, claimed_session=None, next_attempt_at=None).where(
+        home.c.id == param("which"), home.state == IN_PROGRESS, home.c.attempts == param("attempt")
+    )
+    return Query(statement, home.shape.read)
+
+
+_HAND_BACK = {home.lane: _hand_back(home) for home in HOMES}
+
+
+def hand_back(tx: Tx, intents: Iterable[Intent], reason: str, node_id: str, moves: Moves) -> None:
+    for intent in intents:
+        back = tx.one(_HAND_BACK[home_of(intent.op).lane], which=intent.id, attempt=intent.attempts)
+        if back:
+            epoch, attempt = intent.claimed_epoch, intent.attempts
+            moves.add((back, step(tx, back, State.IN_PROGRESS, reason, node_id, epoch=epoch, attempt=attempt)))
+
+
+def _in_hand(home: Home) -> Query[Intent]:
+    return Query(
+        home.select().where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS).order_by(home.c.seq),
+        home.shape.read,
+    )
+
+
+_IN_HAND = [_in_hand(home) for home in HOMES]
+
+
+def in_hand(tx: Tx, broker_id: str) -> list[Intent]:
+    """What anybody holds of one broker."""
+    return [intent for query in _IN_HAND for intent in tx.all(query, broker=broker_id)]
+
+
+def _orphans(home: Home) -> Query[Intent]:
+    """In hand under a session that its broker's row no longer carries."""
+    carries = (
+        sa.select(sa.literal_column("1"))
+        .where(
+            _b.id == home.c.broker_id,
+            _b.connection_epoch == home.c.claimed_epoch,
+            _b.connected_session_id == home.c.claimed_session,
+        )
+        .correlate(home.table)
+        .exists()
+    )
+    return Query(home.select().where(home.state == IN_PROGRESS, sa.not_(carries)).limit(param("take")), home.shape.read)
+
+
+_ORPHANS = [_orphans(home) for home in HOMES]
+
+
+def redrive(tx: Tx, node_id: NodeId, limit: int) -> Changed:
+    moves = Moves()
+    found: list[Intent] = []
+    for query in _ORPHANS:
+        if len(found) < limit:
+            found += tx.all(query, take=limit - len(found))
+    hand_back(tx, found, "owner_lost", node_id, moves)
+    return moves.changed()
+
+
+# -- expired ------------------------------------------------------------------------------------------------
+
+
+def expire(tx: Tx, ids: Sequence[str], failure: Failure, node_id: NodeId) -> Changed:
+    moves = Moves()
+    for intent in find_intents(tx, ids):
+        moves.add(finish_pending(tx, intent, State.EXPIRED, failure, "window", node_id))
+    return moves.changed()
+
+
+def _overdue(home: Home) -> Query[Intent]:
+    return Query(
+        home.select()
+        .where(home.unfinished(), home.c.deadline_at <= param("now"), home.state == State.PENDING)
+        .order_by(home.c.deadline_at)
+        .limit(param("take")),
+        home.shape.read,
+    )
+
+
+_OVERDUE = [_overdue(home) for home in HOMES]
+
+
+def expire_due(tx: Tx, node_id: NodeId, limit: int) -> Changed:
+    """`pending` past the deadline: of one that never was claimed it is known that it did not happen."""
+    found: list[Intent] = []
+    for query in _OVERDUE:
+        if len(found) < limit:
+            found += tx.all(query, take=limit - len(found))
+    return _expire_all(tx, found, BrokerTimeout().as_failure(), "deadline", node_id)
+
+
+_UNHELD = Query(
+    CONTROL.select()
+    .select_from(brokers_waiting(CONTROL))
+    .join(runtime_brokers, sa.literal_column("brokers_control.broker") == _b.id)
+    .join(CONTROL.table, CONTROL.c.broker_id == _b.id)
+    .where(
+        CONTROL.unfinished(),
+        CONTROL.state == State.PENDING,
+        CONTROL.c.attempts == 0,
+        sa.not_(CONTROL.c.hold),
+        sa.func.coalesce(held, sa.false()) == sa.false(),
+        sa.func.coalesce(last_held, 0) <= param("gone_since"),
+    )
+    .limit(param("take")),
+    CONTROL.shape.read,
+)
+
+
+def expire_unheld(tx: Tx, node_id: NodeId, grace: float, limit: int) -> Changed:
+    """Nobody waits a whole window for a broker that is gone: it never was claimed, so it did not happen."""
+    found = tx.all(_UNHELD, gone_since=tx.now - int(grace * 1_000_000), take=limit)
+    return _expire_all(tx, found, BrokerOffline().as_failure(), "nobody_home", node_id)
+
+
+def _expire_all(tx: Tx, found: list[Intent], failure: Failure, reason: str, node_id: str) -> Changed:
+    moves = Moves()
+    for intent in found:
+        moves.add(finish_pending(tx, intent, State.EXPIRED, failure, reason, node_id))
+    return moves.changed()
+
+
+# -- poison -------------------------------------------------------------------------------------------------
+
+
+def _crash(home: Home) -> Query[Intent]:
+    """What had been sent under this epoch and was not answered."""
+    statement = home.update(broker_crashes=home.c.broker_crashes + 1, sent_at=None).where(
+        home.c.broker_id == param("broker"),
+        home.unfinished(),
+        home.c.claimed_epoch == param("epoch"),
+        home.c.sent_at.is_not(None),
+    )
+    return Query(statement, home.shape.read)
+
+
+_CRASH = [_crash(home) for home in HOMES]
+
+
+def count_crash(tx: Tx, broker_id: str, epoch: int, node_id: str, moves: Moves) -> None:
+    """The broker's process died under this epoch. The third that dies with an intent in flight is its last."""
+    for query in _CRASH:
+        for intent in tx.all(query, broker=broker_id, epoch=epoch):
+            if intent.broker_crashes >= POISON_AT:
+                moves.add(poison(tx, intent, node_id))
+
+
+def _stamp(home: Home) -> Query[Any]:
+    return Query(
+        sa.update(home.table)
+        .values(sent_at=param("now"))
+        .where(
+            home.c.id.in_(listed("ids")),
+            home.unfinished(),
+            home.c.claimed_epoch == param("epoch"),
+            home.c.sent_at.is_(None),
+        )
+    )
+
+
+STAMP_SENT = [_stamp(home) for home in HOMES]
