@@ -49,7 +49,7 @@ class Asked(falcon.asgi.Request):
         Raises: PayloadTooLarge, Malformed.
         """
         if self._raw is None:
-            self._raw = await self._read()
+            self._raw = b"" if self.is_websocket else await self._read()
         return self._raw
 
     async def _read(self) -> bytes:
