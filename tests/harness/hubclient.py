@@ -38,7 +38,7 @@ class Answered:
     @property
     def code(self) -> str | None:
         """The error's code; None when the answer is no error."""
-        return self.json.get("error", {}).get("code") if isinstance(self.json, dict) else None
+        return (self.json.get("error") or {}).get("code") if isinstance(self.json, dict) else None
 
     def expect(self, *statuses: int) -> Self:
         assert self.status in statuses, f"wanted {statuses}, got {self.status}: {self.text[:600]}"
