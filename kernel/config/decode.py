@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from kernel.config.document import Document, Items, Mistake, Scalar, Table
-from kernel.config.quantity import EXPECTED, PARSERS, Rate
+from kernel.config.quantity import EXPECTED, PARSERS, quantity_of
 
 T = TypeVar("T")
 
@@ -45,14 +45,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"there are {', '.join(names)}" if names else "there are none"
 
 
+def expectation(wanted: Any) -> str:
+    """What a value of this type looks like, in words."""
+    bare, quantity = _unwrapped(wanted)
+    if quantity is not None:
+        return EXPECTED[quantity]
+    if get_origin(bare) in (Union, types.UnionType):
+        return " or ".join("nothing" if one is type(None) else expectation(one) for one in get_args(bare))
+    if get_origin(bare) is Literal or (isinstance(bare, type) and issubclass(bare, enum.Enum)):
+        return f"one of {', '.join(_members(bare))}"
+    return str(_EXPECTED_LEAF.get(bare) or _HOLDERS.get(get_origin(bare) or bare) or getattr(bare, "__name__", bare))
+
+
+def _members(bare: Any) -> dict[str, Any]:
+    members = get_args(bare) if get_origin(bare) is Literal else bare
+    return {str(member.value if isinstance(member, enum.Enum) else member): member for member in members}
+
+
 class _Decoder:
     def __init__(self, mistakes: list[Mistake]) -> None:
         self._mistakes = mistakes
 
     def value(self, document: Document, wanted: Any, key: str) -> Any:
         bare, quantity = _unwrapped(wanted)
-        if bare is Rate:
-            quantity = "rate"
         if quantity is not None:
             return self._quantity(document, wanted, quantity, key)
         if bare is Any or bare is object:
@@ -96,7 +111,7 @@ class _Decoder:
 
     def _sequence(self, document: Document, bare: Any, wanted: Any, key: str) -> Any:
         if not isinstance(document, Items):
-            return self._wrong(document, key, "a list as `[a, b]`")
+            return self._wrong(document, key, _HOLDERS[list])
         make, inner = _SEQUENCES[get_origin(bare) or bare], get_args(bare)
         if make is tuple and inner and inner[-1] is not Ellipsis:
             return self._converted(document, self._plain(document, key), wanted, key)
@@ -108,7 +123,7 @@ class _Decoder:
 
     def _mapping(self, document: Document, bare: Any, wanted: Any, key: str) -> Any:
         if not isinstance(document, Table):
-            return self._wrong(document, key, "a mapping as `name: value`")
+            return self._wrong(document, key, _HOLDERS[dict])
         kind = get_args(bare)[1] if get_args(bare) else Any
         values = {name: self.value(entry, kind, _path(key, name)) for name, entry in document.entries.items()}
         if any(value is Nothing.HERE for value in values.values()):
@@ -148,8 +163,7 @@ class _Decoder:
         return self._converted(document, value, wanted, key)
 
     def _choice(self, document: Scalar, bare: Any, key: str) -> Any:
-        members = list(get_args(bare)) if get_origin(bare) is Literal else list(bare)
-        named = {str(member.value if isinstance(member, enum.Enum) else member): member for member in members}
+        named = _members(bare)
         if document.text in named:
             return named[document.text]
         return self._wrong(document, key, f"one of {', '.join(named)}")
@@ -194,16 +208,11 @@ class _Decoder:
 
 
 def _unwrapped(wanted: Any) -> tuple[Any, str | None]:
-    """The type inside `Annotated`, and which quantity it was marked as."""
-    quantity = None
-    while get_origin(wanted) is Annotated:
-        wanted, *marks = get_args(wanted)
-        for mark in marks:
-            if isinstance(mark, msgspec.Meta) and mark.extra:
-                quantity = mark.extra.get("quantity", quantity)
+    """The type inside `Annotated` and `NewType`, and which quantity it was marked as."""
     if isinstance(wanted, typing.NewType):
         return _unwrapped(wanted.__supertype__)
-    return wanted, quantity
+    bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+    return bare, quantity_of(wanted)
 
 
 def _text(found: Scalar) -> Any:
@@ -228,6 +237,11 @@ def _boolean(found: Scalar) -> Any:
 
 _READERS: dict[Any, Any] = {str: _text, int: _integer, float: _number, bool: _boolean}
 _EXPECTED_LEAF: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+_HOLDERS: dict[Any, str] = {
+    **dict.fromkeys(_SEQUENCES, "a list as `[a, b]`"),
+    **dict.fromkeys((dict, Mapping), "a mapping as `name: value`"),
+}
 
 
 def _trap(found: Scalar, kind: type) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
@@ -62,6 +62,27 @@ def rate(text: str) -> Rate:
     if not seconds:
         raise ValueError(f"expected {EXPECTED['rate']}")
     return Rate(count=int(match[1]), seconds=seconds)
+
+
+def quantity_of(wanted: Any) -> str | None:
+    """Which of the three a type is marked as."""
+    if wanted is Rate:
+        return "rate"
+    for mark in get_args(wanted)[1:] if get_origin(wanted) is Annotated else ():
+        if isinstance(mark, msgspec.Meta) and mark.extra and "quantity" in mark.extra:
+            return str(mark.extra["quantity"])
+    return None
+
+
+def written(value: object, wanted: Any) -> object:
+    """`value` as a person would write it: 5.0 as a duration is `5s`."""
+    inner = get_args(wanted)
+    if isinstance(value, (list, tuple)) and inner:
+        return [written(item, inner[0]) for item in value]
+    quantities = {quantity_of(wanted)} | {quantity_of(one) for one in inner}
+    if "duration" in quantities and isinstance(value, (int, float)):
+        return duration_text(float(value))
+    return str(value) if isinstance(value, Rate) else value
 
 
 PARSERS: dict[str, Any] = {"duration": duration, "size": size, "rate": rate}

@@ -32,7 +32,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     config: type[msgspec.Struct] | None
     hooks: dict[str, tuple[str, ...]]
-    """Hook → the arguments that its implementation takes, in its own order."""
+    """Hook → the arguments that its implementation takes, in its own order. The hooks are in the order of a request."""
     attributes: dict[str, str]
     """Hook → the attribute that implements it."""
 
@@ -56,8 +56,13 @@ def shape_of(thing: Any, use: str, complain: Complain) -> Shape | None:
         if rule is not None:
             hooks[rule.name] = _arguments(rule, function, thing, complain)
             attributes[rule.name] = attribute
-    name = str(getattr(thing, "name", None) or use)
-    return Shape(thing=thing, name=name, config=_config(thing, complain), hooks=hooks, attributes=attributes)
+    return Shape(
+        thing=thing,
+        name=str(getattr(thing, "name", None) or use),
+        config=_config(thing, complain),
+        hooks={hook: hooks[hook] for hook in RULES if hook in hooks},
+        attributes=attributes,
+    )
 
 
 def _config(thing: Any, complain: Complain) -> type[msgspec.Struct] | None:
