@@ -25,7 +25,6 @@ from kernel.broker import Broker, BrokerId
 from kernel.config import Mistake, PluginEntry, misconfigured
 from kernel.config.settings import BreakerSettings
 from kernel.hooks import Hooks, Implementation
-from kernel.hookspecs import PROJECT
 from kernel.intent import Op
 from kernel.loader import built_from
 from kernel.loader.prepare import looked_at
@@ -200,7 +199,7 @@ class Strategy:
             raise AssertionError(misconfigured(mistakes).message)
         self.hooks = prepared.shape.hooks
         built = built_from(prepared)
-        self._calls = {hook: _implementation(built, hook) for hook in self.hooks}
+        self._calls = {hook: getattr(built, name) for hook, name in prepared.shape.attributes.items()}
 
     def rank_route(self, request: RouteRequest) -> Any:
         """Its answer; None too where it has no such hook."""
@@ -219,16 +218,6 @@ class Strategy:
             for hook, call in self._calls.items()
         ]
         return Hooks(implementations, BreakerSettings(), time.monotonic)
-
-
-def _implementation(plugin: Any, hook: str) -> Any:
-    """The function marked for it, which may go by another name."""
-    for name in dir(plugin):
-        function = getattr(plugin, name)
-        options = getattr(function, f"{PROJECT}_impl", None)
-        if isinstance(options, dict) and (options.get("specname") or name) == hook:
-            return function
-    raise AssertionError(f"the loader found {hook}, and nothing is marked so")
 
 
 def _sockets(broker: Broker) -> Iterator[dict[str, Any]]:
