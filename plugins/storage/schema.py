@@ -412,6 +412,8 @@ broker_dispatch = _table(
     sa.Index(None, "project_id", "created_at", "id"),
 )
 
+# A message to a user is no intent: its `seq` is NULL, and its `ended_at` is set from the start, since nothing is left
+# to be done with it. So one short predicate, `ended_at IS NULL`, is what is unfinished in both tables.
 messages = _table(
     "messages",
     _key(),
@@ -447,33 +449,22 @@ def _partial(table: sa.Table, name: str, columns: tuple[Any, ...], where: Any) -
     sa.Index(f"ix_{table.name}_{name}", *columns, sqlite_where=where, postgresql_where=where)
 
 
-def _index_intents(table: sa.Table, agent: sa.Column[Any], state: sa.Column[Any], is_intent: str) -> None:
-    """The indexes of one of the two tables of intents. A row that is no intent stands in none of them."""
-    unfinished = sa.text(f"ended_at IS NULL{is_intent}")
+def _index_intents(table: sa.Table, agent: sa.Column[Any], state: sa.Column[Any], created: sa.Column[Any]) -> None:
+    """The indexes of one of the two tables of intents."""
+    unfinished = table.c.ended_at.is_(None)
     _partial(table, "unfinished", (table.c.broker_id, agent, table.c.seq), unfinished)
     _partial(table, "deadline", (table.c.deadline_at,), unfinished)
     _partial(table, "in_hand", (table.c.broker_id, agent), sa.text(f"{state.name} = 'in_progress'"))
+    set_aside = sa.text(f"{state.name} IN ('failed', 'expired', 'cancelled')")
+    _partial(table, "set_aside", (state, created, table.c.id), set_aside)
 
 
-_index_intents(broker_dispatch, broker_dispatch.c.agent_id, broker_dispatch.c.state, "")
-_index_intents(messages, messages.c.recipient_agent_id, messages.c.dispatch_state, " AND seq IS NOT NULL")
-_partial(
-    broker_dispatch,
-    "set_aside",
-    (broker_dispatch.c.state, broker_dispatch.c.created_at, broker_dispatch.c.id),
-    sa.text("state IN ('failed', 'expired', 'cancelled')"),
-)
+_index_intents(broker_dispatch, broker_dispatch.c.agent_id, broker_dispatch.c.state, broker_dispatch.c.created_at)
+_index_intents(messages, messages.c.recipient_agent_id, messages.c.dispatch_state, messages.c.created)
 for _names in (("created", "id"), ("recipient_agent_id", "created", "id"), ("broker_id", "created", "id")):
     _partial(
         messages, f"{_names[0]}_intents", tuple(messages.c[_name] for _name in _names), messages.c.seq.is_not(None)
     )
-_partial(
-    messages,
-    "set_aside",
-    (messages.c.dispatch_state, messages.c.created, messages.c.id),
-    sa.text("dispatch_state IN ('failed', 'expired', 'cancelled')"),
-)
-
 transitions = _table(
     "transitions",
     _key("intent_id"),

@@ -26,7 +26,6 @@ from plugins.storage.sqlite.endings import SUPERSEDED, finish_pending
 from plugins.storage.sqlite.history import born
 from plugins.storage.sqlite.homes import CONTROL, HOMES, MESSAGES, Home, home_of
 from plugins.storage.sqlite.keys import find_key, keep_key
-from plugins.storage.sqlite.lookups import find_intents
 from plugins.storage.sqlite.projects import provide
 from plugins.storage.sqlite.query import Query, Tx, first, param
 from plugins.storage.sqlite.rows import MESSAGE
@@ -74,6 +73,9 @@ def _insert(home: Home) -> Query[Intent]:
 
 
 _INSERT = {home.lane: _insert(home) for home in HOMES}
+_KNOWN = {
+    home.lane: Query[Intent](home.select().where(home.c.id == param("which")), home.shape.read) for home in HOMES
+}
 _STARTS = Query[Intent](
     CONTROL.select().where(
         CONTROL.c.broker_id == param("broker"),
@@ -95,9 +97,9 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     repeated = _repeated(tx, recording)
     if repeated:
         return Recorded(repeated=repeated)
-    known = find_intents(tx, [new.id for new in recording.intents])
-    if known and len(known) == len(recording.intents):
-        return Recorded(intents=tuple(known))
+    known = [tx.one(_KNOWN[home_of(new.op).lane], which=new.id) for new in recording.intents]
+    if known and None not in known:
+        return Recorded(intents=tuple(intent for intent in known if intent))
     if recording.provider:
         provide(tx, recording.provider)
     if recording.agent:

@@ -43,12 +43,8 @@ class Home:
         )
 
     def unfinished(self, table: Any = None) -> Any:
-        """The predicate of the partial index."""
-        columns = (self.table if table is None else table).c
-        terms = [columns.ended_at.is_(None)]
-        if self.table is messages:
-            terms.append(columns.seq.is_not(None))
-        return sa.and_(*terms)
+        """The predicate of the partial indexes."""
+        return (self.table if table is None else table).c.ended_at.is_(None)
 
     @property
     def is_intent(self) -> Any:

@@ -15,7 +15,9 @@ from plugins.storage.sqlite.rows import MESSAGE
 
 _c = messages.c
 _INSERT = Query(
-    sa.insert(messages).values({name: param(name) for name in Message.__struct_fields__}).returning(*MESSAGE.columns),
+    sa.insert(messages)
+    .values({name: param(name) for name in Message.__struct_fields__} | {"ended_at": param("now")})
+    .returning(*MESSAGE.columns),
     MESSAGE.read,
 )
 _READ = Query[Any](

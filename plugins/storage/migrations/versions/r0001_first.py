@@ -212,8 +212,8 @@ def upgrade() -> None:
         "messages",
         ["deadline_at"],
         unique=False,
-        sqlite_where=sa.text("ended_at IS NULL AND seq IS NOT NULL"),
-        postgresql_where=sa.text("ended_at IS NULL AND seq IS NOT NULL"),
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_index(
         "ix_messages_in_hand",
@@ -250,8 +250,8 @@ def upgrade() -> None:
         "messages",
         ["broker_id", "recipient_agent_id", "seq"],
         unique=False,
-        sqlite_where=sa.text("ended_at IS NULL AND seq IS NOT NULL"),
-        postgresql_where=sa.text("ended_at IS NULL AND seq IS NOT NULL"),
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_table(
         "nonces",
