@@ -46,7 +46,8 @@ class Hold:
     """Never answers, until the hub is closed."""
 
 
-Step = Reply | Cut | Hold | Callable[[Asked], Reply]
+Answer = Reply | Cut | Hold
+Step = Answer | Callable[[Asked], Answer]
 
 
 def error(status: int, code: str, message: str = "told by the hub", **headers: str) -> Reply:
@@ -54,10 +55,14 @@ def error(status: int, code: str, message: str = "told by the hub", **headers: s
     return Reply(status=status, document=document, headers=headers)
 
 
-class ScriptedHub:
-    """Each route has a row of steps; the last one is repeated. A route without any is 404."""
+NOWHERE = error(404, "not_found", "there is no such thing")
 
-    def __init__(self) -> None:
+
+class ScriptedHub:
+    """Each route has a row of steps; the last one is repeated. A route without any takes `otherwise`."""
+
+    def __init__(self, otherwise: Step = NOWHERE) -> None:
+        self.otherwise = otherwise
         self.asked: list[Asked] = []
         self.closing = threading.Event()
         self._steps: dict[tuple[str, str], list[Step]] = {}
@@ -97,8 +102,10 @@ class ScriptedHub:
         asked = _read(handler)
         with self._lock:
             self.asked.append(asked)
-            steps = self._steps.get((asked.method, asked.path), [error(404, "not_found", "there is no such thing")])
+            steps = self._steps.get((asked.method, asked.path), [self.otherwise])
             step = steps.pop(0) if len(steps) > 1 else steps[0]
+        if callable(step):
+            step = step(asked)
         if isinstance(step, Hold):
             self.closing.wait(60)
             step = Cut()
@@ -106,7 +113,7 @@ class ScriptedHub:
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
-        _write(handler, step if isinstance(step, Reply) else step(asked))
+        _write(handler, step)
 
     @contextmanager
     def running(self) -> Iterator[ScriptedHub]:
