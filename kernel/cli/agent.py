@@ -153,7 +153,7 @@ async def _operate(hub: Hub, op: str, name: str, body: Row, waiting: Waiting, as
     if as_json:
         show.document(after)
     else:
-        show.say(f"{after['slug']} {PAST[op]}: {_state_of(after)}")
+        show.say(_done_words(after, PAST[op]))
 
 
 def _tell_stored(outcome: Outcome, what: str, as_json: bool) -> None:
@@ -164,8 +164,10 @@ def _tell_stored(outcome: Outcome, what: str, as_json: bool) -> None:
         show.note(f"`pointsman dispatch show {outcome.dispatch_id}` tells what became of it")
 
 
-def _state_of(agent: Row) -> str:
-    return " ".join(str(agent[name]) for name in ("phase", "activity") if agent.get(name))
+def _done_words(agent: Row, past: str) -> str:
+    """`worker started: running thinking`; `worker stopped`, where the phase says no more."""
+    state = " ".join(str(agent[name]) for name in ("phase", "activity") if agent.get(name))
+    return f"{agent['slug']} {past}" + ("" if state == past else f": {state}")
 
 
 def _lifecycle(op: str, says: str, *, task: bool) -> None:

@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kernel.cli import show
 from kernel.cli.text import clean
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 class Progress(Protocol):
@@ -35,16 +38,24 @@ class Lines:
 
 
 class Spinner:
-    """One line that is drawn again."""
+    """One line that is drawn again; nothing is drawn before there is something to tell."""
 
-    def __init__(self, update: object) -> None:
-        self._update = update
+    def __init__(self) -> None:
+        self._status: Status | None = None
 
     def tell(self, text: str) -> None:
+        from rich.console import Console
         from rich.text import Text
 
-        if callable(self._update):
-            self._update(Text(clean(text)))
+        if self._status is None:
+            console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+            self._status = console.status(Text(clean(text)))
+            self._status.start()
+        self._status.update(Text(clean(text)))
+
+    def stop(self) -> None:
+        if self._status:
+            self._status.stop()
 
 
 @contextmanager
@@ -55,8 +66,8 @@ def open_progress(*, silent: bool) -> Iterator[Progress]:
     elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield Lines()
     else:
-        from rich.console import Console
-
-        console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-        with console.status("") as status:
-            yield Spinner(status.update)
+        spinner = Spinner()
+        try:
+            yield spinner
+        finally:
+            spinner.stop()

@@ -69,16 +69,21 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
-        drawn.add_column(Text(heading), overflow="fold")
+        drawn.add_column(Text(heading), no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(value, style=STYLES.get(value, "")) for value in row))
-    _console().print(drawn)
+    _console(_natural_width([list(headings), *rows])).print(drawn)
 
 
-def _console() -> Any:
+def _natural_width(rows: Sequence[Sequence[str]]) -> int:
+    """Nothing is folded or cut to fit the terminal: an id that wraps there can still be copied whole."""
+    return sum(max(width(row[n]) for row in rows) + 2 for n in range(len(rows[0])))
+
+
+def _console(columns: int | None = None) -> Any:
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False)
+    return Console(width=columns, markup=False, highlight=False, emoji=False)
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> None:
