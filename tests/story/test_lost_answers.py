@@ -89,3 +89,24 @@ async def test_a_project_whose_answer_was_lost_is_made_once(ours: Scene, relayed
     assert ran.status == 0
     listed = await run(ours, relayed, tmp_path, "project", "list")
     assert listed.out.count(f"only-{ours.project}") == 2  # once as slug, once as name
+
+
+async def test_a_hub_that_is_killed_and_comes_back_tells_the_outcome(alone: Scene, tmp_path: Path) -> None:
+    agent = await alone.agent()
+    await alone.broker.rule(gate="slow", op="stop")
+    where = {"POINTSMAN_HUB": alone.hub.url, "POINTSMAN_TOKEN": alone.hub.ready["token"]}
+    told: list[Ran] = []
+
+    async def stop() -> None:
+        ran = await anyio.to_thread.run_sync(lambda: pointsman("agent", "stop", agent["id"], cwd=tmp_path, extra=where))
+        told.append(ran)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop)
+        await alone.broker.seen(what="effect", op="stop")
+        alone.hub.kill()
+        await alone.hub.restart()
+        await alone.broker.release("slow")
+    assert (told[0].status, told[0].out.split(": ")[0]) == (0, f"{agent['slug']} stopped\n")
+    assert len(alone.broker.effects(op="stop")) == 1
+    await alone.check()
