@@ -1,0 +1,1 @@
+"""What the keeper is made of. Standard library only: it starts once for each run of an agent, and stays."""
