@@ -30,7 +30,7 @@ VALUES: tuple[type, ...] = (
     session.Decision,
 )
 VALUES_ARE = """
-What hooks are given and may answer. All are frozen. `kernel` exports each by its name: `from kernel import RouteAdvice`.
+What hooks are given and may answer. All are frozen. `kernel` exports each: `from kernel import RouteAdvice`.
 Instants are whole microseconds since the Unix epoch. Spans are seconds.
 """
 
