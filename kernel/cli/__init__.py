@@ -65,6 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake.show()
         return mistake.exit_code
     except PointsmanError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return exit_of(error)
+        return _failed(error)
+    except BaseExceptionGroup as group:
+        known = _known(group)
+        if known is None:
+            raise
+        return _failed(known)
     return outcome if isinstance(outcome, int) else Exit.DONE
+
+
+def _failed(error: PointsmanError) -> Exit:
+    print(f"error: {error.message}", file=sys.stderr)
+    return exit_of(error)
+
+
+def _known(group: BaseExceptionGroup[BaseException]) -> PointsmanError | None:
+    """The error of ours that ended a task group, if nothing else went wrong in it."""
+    ours, others = group.split(PointsmanError)
+    if ours is None or others is not None:
+        return None
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, PointsmanError) else None

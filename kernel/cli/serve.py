@@ -36,7 +36,7 @@ def command(
     import anyio
 
     from kernel import hub
-    from kernel.config import load
+    from kernel.loader import checked_settings
 
     _log_to_stderr()
     named: list[str] = list(assignments)
@@ -44,7 +44,7 @@ def command(
         named.append(f"server.host={host}")
     if port is not None:
         named.append(f"server.port={port}")
-    settings = load(config, named)
+    settings = checked_settings(config, named, safe_mode=safe_mode)
     companion = _built_in_broker() if with_broker else None
     anyio.run(
         _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()

@@ -27,6 +27,7 @@ __all__ = [
     "default_path",
     "load",
     "misconfigured",
+    "read",
 ]
 
 
@@ -36,17 +37,31 @@ def load(path: Path | None = None, sets: Sequence[str] = (), environ: Mapping[st
     Raises:
         Misconfigured: its message has one line for each mistake, `file:line:column: key: …`.
     """
-    environ = os.environ if environ is None else environ
-    path = default_path(environ) if path is None else path
     mistakes: list[Mistake] = []
-    document = _sections(parse(_text(path), str(path), environ, mistakes), mistakes)
-    for assignment in sets:
-        document = assigned(document, assignment, environ, mistakes)
-    settings = _settings(document, mistakes)
-    if not mistakes:
-        mistakes += [Mistake(_place(document, key), key, told) for key, told in contradictions(settings)]
+    settings = read(path, sets, mistakes, environ)
     if mistakes:
         raise misconfigured(mistakes)
+    return settings
+
+
+def read(
+    path: Path | None, sets: Sequence[str], mistakes: list[Mistake], environ: Mapping[str, str] | None = None
+) -> Settings:
+    """As `load`, but what is wrong is added to `mistakes`; then the settings are good for nothing but to find more.
+
+    Raises:
+        Misconfigured: there is no file to read.
+    """
+    environ = os.environ if environ is None else environ
+    path = default_path(environ) if path is None else path
+    found: list[Mistake] = []
+    document = _sections(parse(_text(path), str(path), environ, found), found)
+    for assignment in sets:
+        document = assigned(document, assignment, environ, found)
+    settings = _settings(document, found)
+    if not found:
+        found += [Mistake(_place(document, key), key, told) for key, told in contradictions(settings)]
+    mistakes += found
     return settings
 
 
@@ -94,7 +109,7 @@ def _settings(document: Table, mistakes: list[Mistake]) -> Settings:
     sections = {name: section for name, section in document.entries.items() if name != "plugins"}
     keys = {name: where for name, where in document.keys.items() if name != "plugins"}
     settings = decode(Table(sections, keys, document.where), Settings, "", mistakes)
-    return Settings() if isinstance(settings, Nothing) else msgspec.structs.replace(settings, plugins=entries)
+    return msgspec.structs.replace(Settings() if isinstance(settings, Nothing) else settings, plugins=entries)
 
 
 def _place(document: Table, key: str) -> Where:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import pluggy
 
 from kernel.clock import SYSTEM
-from kernel.config import Mistake, Settings, misconfigured
+from kernel.config import Mistake, Settings, misconfigured, read
 from kernel.errors import Misbehaved, PointsmanError
 from kernel.hooks import Hooks, Implementation, Stat
 from kernel.hooks.guard import guarded
@@ -17,7 +18,7 @@ from kernel.hookspecs import PROJECT, RULES, SPECIFICATIONS
 from kernel.loader.prepare import Prepared, prepare
 from kernel.storage import Storage
 
-__all__ = ["Loaded", "PluginRow", "load"]
+__all__ = ["Loaded", "PluginRow", "built_from", "checked_settings", "load"]
 
 
 class PluginRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,27 @@ class Loaded:
             reason=plugin.left_out or off,
             hooks=tuple(stats) if not plugin.left_out else (),
         )
+
+
+def checked_settings(
+    path: Path | None = None,
+    sets: Sequence[str] = (),
+    *,
+    safe_mode: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in a file, once its plugins were looked at too: what is wrong with either is told at once.
+
+    Raises:
+        Misconfigured: with every mistake, each at its place.
+    """
+    mistakes: list[Mistake] = []
+    settings = read(path, sets, mistakes, environ)
+    if not any(mistake.key.startswith("plugins") for mistake in mistakes):
+        prepare(settings, mistakes, safe_mode=safe_mode, environ=environ)
+    if mistakes:
+        raise misconfigured(mistakes)
+    return settings
 
 
 def load(

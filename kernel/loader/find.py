@@ -88,13 +88,21 @@ def _file(path: Path, attribute: str) -> Source:
 
 
 def _run(path: Path) -> ModuleType:
-    name = f"{PROJECT}_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    """The module in a file; the same one until the file changes."""
+    key = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"{PROJECT}_file_{path.stem}_{key}"
+    if name in sys.modules:
+        return sys.modules[name]
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise NotFound(f"that {path} is no Python file")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

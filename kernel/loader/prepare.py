@@ -43,12 +43,12 @@ def prepare(
     """All listed plugins in their order. Imports those that are enabled; what is wrong is added to `mistakes`."""
     named = (os.environ if environ is None else environ).get(DISABLE, "")
     disabled = {name.strip() for name in named.split(",")} - {""}
-    entries = ordered(settings.plugins, mistakes)
+    found: list[Mistake] = []
+    entries = ordered(settings.plugins, found)
     for name in disabled.difference(*({entry.use, short_name(entry.use)} for entry in entries)):
         log.warning("%s names %s, which is not listed", DISABLE, name)
-    prepared = [_prepared(entry, disabled, safe_mode, mistakes) for entry in entries]
-    if not mistakes:
-        mistakes += _clashes(prepared)
+    prepared = [_prepared(entry, disabled, safe_mode, found) for entry in entries]
+    mistakes += found or _clashes(prepared)
     return prepared
 
 

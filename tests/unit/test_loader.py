@@ -11,7 +11,7 @@ import pytest
 
 from kernel import config
 from kernel.errors import Misconfigured
-from kernel.loader import Loaded, load
+from kernel.loader import Loaded, checked_settings, load
 
 pytestmark = pytest.mark.anyio
 
@@ -386,3 +386,45 @@ def test_token_is_that_of_the_first_plugin_that_offers_one(folder: Path) -> None
     )
     assert start(folder, "").local_token() is None
     assert start(folder, "- use: ./token.py").local_token() == "secret"
+
+
+def test_mistakes_of_settings_and_of_plugins_are_told_at_once(folder: Path) -> None:
+    write(folder, "mine.py", CONFIGURED)
+    path = write(
+        folder,
+        "hub.yaml",
+        """
+        node: {beat: 5}
+        plugins:
+          - use: ./store.py
+          - use: mine
+            config: {regio: eu}
+          - use: routes.locl
+        """,
+    )
+    with pytest.raises(Misconfigured) as caught:
+        checked_settings(path, ["sweep.stuck=now"], environ={})
+    assert caught.value.details is not None
+    told = [line.removeprefix(f"{path}:").split(" expected")[0] for line in caught.value.details["mistakes"]]
+    assert told == [
+        "--set: sweep.stuck:",
+        "2:14: node.beat:",
+        "6:14: plugins.mine.regio:",
+        "6:13: plugins.mine.region:",
+        "7:10: plugins.routes.locl.use:",
+    ]
+
+
+def test_good_file_is_read_as_it_would_be_without_the_look_at_its_plugins(folder: Path) -> None:
+    path = write(folder, "hub.yaml", "node: {beat: 1s}\nplugins: [{use: ./store.py}]")
+    assert checked_settings(path, environ={}) == config.load(path, (), {})
+
+
+def test_file_is_run_once_until_it_changes(folder: Path) -> None:
+    write(folder, "mine.py", SAYS.format(name="mine") + "\nfrom store import TIMES\nTIMES.append(1)\n")
+    write(folder, "store.py", STORAGE + "\nTIMES = []\n")
+    path = write(folder, "hub.yaml", "plugins: [{use: store}, {use: ./mine.py}]")
+    load(checked_settings(path, environ={}), environ={})
+    assert sys.modules["store"].TIMES == [1]
+    write(folder, "mine.py", SAYS.format(name="other"))
+    assert names(load(checked_settings(path, environ={}), environ={})) == ["store", "other"]
