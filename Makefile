@@ -19,26 +19,31 @@ help:
 	@echo 'make setup             .venv/, the one environment; the others begin with it'
 	@echo 'make lock              requirements.lock anew from pyproject.toml'
 
-# The stamp names what was installed from where: the lock, the metadata of the project, this folder.
+# Two stamps: what is installed from the lock into which folder, and the project's own metadata. A change of the
+# second alone does not build the environment anew.
 setup:
-	@stamp=".venv/.installed-$$( (cat requirements.lock; sed '/^# -- lint/,$$d' pyproject.toml; pwd) | cksum | tr ' ' '-')"
-	if [[ -e $$stamp ]]; then exit 0; fi
-	python=
-	for name in "$${PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python; do
-	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-	        python=$$name; break
-	    fi
-	done
-	if [[ -z $$python ]]; then
-	    echo 'make setup needs Python 3.11 or newer with its venv module (Debian: python3-venv); PYTHON=… names one' >&2
-	    exit 1
-	fi
-	echo "make setup: building .venv with $$("$$python" --version)"
-	"$$python" -m venv --clear .venv
+	@lock=".venv/.lock-$$( (cat requirements.lock; pwd) | cksum | tr ' ' '-')"
+	project=".venv/.project-$$( (cat requirements.lock; sed '/^# -- lint/,$$d' pyproject.toml; pwd) | cksum | tr ' ' '-')"
+	if [[ -e $$project ]]; then exit 0; fi
 	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-	$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
+	if [[ ! -e $$lock ]]; then
+	    python=
+	    for name in "$${PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python; do
+	        if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	            python=$$name; break
+	        fi
+	    done
+	    if [[ -z $$python ]]; then
+	        echo 'make setup needs Python 3.11 or newer with its venv module (Debian: python3-venv); PYTHON=… names one' >&2
+	        exit 1
+	    fi
+	    echo "make setup: building .venv with $$("$$python" --version)"
+	    "$$python" -m venv --clear .venv
+	    $(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
+	    touch "$$lock"
+	fi
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch "$$stamp"
+	touch "$$project"
 
 run: setup
 	@exec .venv/bin/pointsman serve --config conf/local.yaml --port $(PORT) --ready-file var/ready.json --with-broker

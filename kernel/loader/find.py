@@ -52,6 +52,8 @@ def source(use: str) -> Source:
     if path.endswith(".py") or path.startswith(("./", "../", "/")):
         return _file(Path(path), attribute)
     candidates = declared().get(use, [])
+    ours = [one for one in candidates if one.dist and one.dist.name == PROJECT]
+    candidates = ours or candidates  # nobody takes the place of what ships with pointsman by declaring its name
     if len(candidates) > 1:
         who = " and ".join(sorted(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in candidates))
         raise NotFound(f"that {who} both declare it: write the module instead")

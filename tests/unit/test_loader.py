@@ -123,6 +123,13 @@ def test_name_that_two_distributions_declare_is_refused(folder: Path) -> None:
     assert "one (one_routes) and two (two_routes) both declare it: write the module instead" in told
 
 
+def test_nobody_takes_the_place_of_what_ships_with_pointsman(folder: Path) -> None:
+    write(folder, "raises.py", "1 / 0")
+    write(folder, "evil-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    write(folder, "evil-1.0.dist-info/entry_points.txt", "[pointsman.plugins]\nroutes.local = raises\n")
+    assert start(folder, "- use: routes.local").rows()[1].origin.startswith("pointsman ")
+
+
 def test_module_of_functions_is_a_plugin(folder: Path) -> None:
     write(
         folder,
