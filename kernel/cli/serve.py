@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kernel.errors import Misconfigured, PointsmanError
+
 if TYPE_CHECKING:
     from kernel.hub import Companion
     from kernel.ready import Ready
@@ -46,13 +48,25 @@ def command(
         named.append(f"server.port={port}")
     settings = checked_settings(config, named, safe_mode=safe_mode)
     companion = _built_in_broker() if with_broker else None
-    anyio.run(
-        _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()
-    )
+    try:
+        anyio.run(
+            _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()
+        )
+    except BaseExceptionGroup as group:
+        raise _first_of_ours(group) from group
 
 
 async def _run(run: Any, settings: Any, safe_mode: bool, ready_file: Path | None, companion: Companion | None) -> None:
     await run(settings, safe_mode=safe_mode, ready_path=ready_file, told=_tell, companion=companion)
+
+
+def _first_of_ours(group: BaseExceptionGroup) -> BaseException:
+    """Task groups wrap what ended them; a person is told the reason itself."""
+    ours = group.subgroup(PointsmanError)
+    found: BaseException = ours or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def _tell(ready: Ready) -> None:
@@ -77,9 +91,27 @@ def _fast_loop() -> dict[str, Any]:
 
 
 def _built_in_broker() -> Companion:
-    """A broker in the hub's process, over a real socket all the same."""
+    """A broker in the hub's process, over a real socket all the same; it registers and joins over HTTP once."""
 
     async def companion(ready: Ready) -> None:
-        raise NotImplementedError
+        from importlib.metadata import version
+
+        from broker.run import run_broker
+        from broker.settings import BrokerSettings, Registration, Unusable
+
+        if ready.token is None:
+            raise Misconfigured("--with-broker signs in with the token of auth.dev: list it under `plugins:`")
+        try:
+            await run_broker(
+                BrokerSettings(
+                    dir=Path("var/broker"),
+                    hubs=(ready.url,),
+                    registration=Registration(token=ready.token, name="built-in", auto_provide=True),
+                    stop_agents_on_exit=True,
+                    version=version("pointsman"),
+                )
+            )
+        except Unusable as fault:
+            raise Misconfigured(f"the built-in broker cannot run: {fault}") from fault
 
     return companion
