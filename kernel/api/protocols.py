@@ -22,8 +22,8 @@ SOCKET = "pointsman.socket"
 """The key under which a WebSocket's scope carries its `Socket`."""
 ECHO_DEADLINE = 5.0
 """Seconds in which a peer may answer our close before its transport is dropped."""
-LINGER = 10.0
-"""Seconds in which a client may finish sending a body that was refused, so that it reads the answer."""
+LINGER = 5.0
+"""Seconds in which a client may go on sending what was refused: a connection closed at once takes the answer with it."""
 
 
 class Head(HttpToolsProtocol):
@@ -36,8 +36,11 @@ class Head(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._head_size = 0
         """Bytes of head that the parser has told of."""
-        self._unheard = 0
-        """Bytes that went into the parser since it last told of anything."""
+        self._in_head = False
+        self._pending = 0
+        """Bytes that went into the parser and that it has not told of yet."""
+        self._told = 0
+        """How often it told of anything."""
         self._head_timer: TimerHandle | None = None
         self._linger_timer: TimerHandle | None = None
         self._refused = False
@@ -55,15 +58,20 @@ class Head(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._unheard += len(data)
+        before = self._told
+        self._pending += len(data)
         super().data_received(data)
-        if self._unheard > self.head_limit and not self.transport.is_closing():
+        if not self._in_head and self._told != before:
+            self._pending = 0
+        if self._pending > self.head_limit:
             self._refuse(431)
 
     # -- parser ------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._head_size = self._unheard = 0
+        self._head_size = 0
+        self._in_head = True
+        self._told += 1
         if self._head_timer is None:
             self._expect_head()
         super().on_message_begin()
@@ -77,16 +85,18 @@ class Head(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._unheard = 0
+        self._in_head = False
+        self._told += 1
         self._stop_timers()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._unheard = 0
+        self._told += 1
+        self._pending -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._unheard = 0
+        self._told += 1
         if self._linger_timer is not None:
             self._linger_timer.cancel()
             self._linger_timer = None
@@ -98,7 +108,8 @@ class Head(HttpToolsProtocol):
             self._linger_timer = self.loop.call_later(LINGER, self.transport.close)
 
     def _grow(self, size: int) -> None:
-        self._unheard = 0
+        self._told += 1
+        self._pending -= size
         self._head_size += size
         if self._head_size > self.head_limit:
             raise HeadTooLarge
@@ -142,7 +153,8 @@ class Head(HttpToolsProtocol):
             "\r\n",
         )
         self.transport.write("\r\n".join(lines).encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(LINGER, self.transport.abort)
 
 
 class HeadTooLarge(Exception):
