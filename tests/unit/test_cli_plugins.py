@@ -12,6 +12,7 @@ import pytest
 from kernel import cli
 from kernel.cli.exits import Exit
 from tests.harness.command_line import pointsman
+from tests.harness.scripted_hub import TOKEN, Reply, ScriptedHub
 
 GOOD = """
 '''Keeps to one region.
@@ -244,3 +245,22 @@ def test_installed_command_works_from_any_folder(tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
     assert json.loads(ran.out)["plugins"][0]["use"] == "sqlite"
     assert not list(tmp_path.iterdir())
+
+
+def test_running_shows_who_is_switched_off_and_what_each_hook_costs(tmp_path: Path) -> None:
+    bad = {"hook": "rank_route", "calls": 5, "seconds": 0.00005, "faults": 5, "lastFault": "raised ValueError: x"}
+    rows = [
+        {"name": "bad", "state": "switched_off", "reason": "5 faults within 60 s", "hooks": [bad]},
+        {"name": "idle", "state": "disabled", "reason": "enabled: false", "hooks": []},
+    ]
+    with ScriptedHub().running() as hub:
+        hub.on("GET", "/plugins", Reply(document={"plugins": rows}))
+        where = {"POINTSMAN_HUB": hub.url, "POINTSMAN_TOKEN": TOKEN}
+        ran = pointsman("plugins", "running", cwd=tmp_path, extra=where)
+        told = pointsman("plugins", "running", "--json", cwd=tmp_path, extra=where)
+    assert ran.status == told.status == 0
+    assert [line.split() for line in ran.out.splitlines()][1:] == [
+        ["bad", "switched_off", "rank_route", "5", "10.0", "5", "raised", "ValueError:", "x"],
+        ["idle", "disabled", "-", "-", "-", "-", "enabled:", "false"],
+    ]
+    assert json.loads(told.out) == {"plugins": rows}
