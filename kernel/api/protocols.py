@@ -23,7 +23,7 @@ SOCKET = "pointsman.socket"
 ECHO_DEADLINE = 5.0
 """Seconds in which a peer may answer our close before its transport is dropped."""
 LINGER = 5.0
-"""Seconds in which a client may go on sending what was refused: a connection closed at once takes the answer with it."""
+"""Seconds in which a client may go on sending what was refused: closed at once, it would never read the answer."""
 
 
 class Head(HttpToolsProtocol):

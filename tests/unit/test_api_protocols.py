@@ -42,7 +42,7 @@ async def served(app: Application, **more: Any) -> AsyncIterator[int]:
         settings = {"http": QuickHead, "ws": Socket, "lifespan": "off", "log_config": None, "ws_ping_interval": None}
         config = uvicorn.Config(app, access_log=False, ws_per_message_deflate=False, **{**settings, **more})
         server = uvicorn.Server(config)
-        server.capture_signals = anyio.CancelScope  # type: ignore[assignment,return-value]
+        server.capture_signals = anyio.CancelScope  # type: ignore[assignment]
         ended = anyio.Event()
 
         async def serve() -> None:
@@ -324,7 +324,7 @@ async def test_after_our_close_sending_says_closed() -> None:
 
 
 async def test_dropping_the_transport_frees_a_sender_that_waits() -> None:
-    async with room() as (opened, url), connect(url, max_queue=1):
+    async with room() as (opened, url), connect(url, max_queue=1, close_timeout=0.1):
         opened.reads = False
         await opened.opened.wait()
 
