@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -71,9 +72,7 @@ class World:
                 token_lives=60.0,
             )
         )
-        claim = SessionClaim(
-            broker_id=registered.broker.id, node_id=self.node, session_id=SessionId(SYSTEM.uuid4())
-        )
+        claim = SessionClaim(broker_id=registered.broker.id, node_id=self.node, session_id=SessionId(SYSTEM.uuid4()))
         self.session = (await self.storage.claim_session(claim)).session
         for number in range(agents):
             agent = Agent(
@@ -225,13 +224,13 @@ async def growth(world: World, arguments: argparse.Namespace, console: Console) 
         await _fill(world, "done", history - ended)
         await _fill(world, "pending", backlog - pending)
         ended, pending = history, backlog
-        idle = world.session
+        nothing = ClaimRequest(session=world.session, limit=1, ops=frozenset({Op.STOP}))
         table.add_row(
             f"{history:,}",
             f"{backlog:,}",
             f"{await spent(lambda: storage.record(Recording(intents=(world.message(1),)))):.2f}",
             f"{await spent(lambda: world.cycle(1)):.2f}",
-            f"{await spent(lambda: storage.claim(ClaimRequest(session=idle, limit=1, ops=frozenset({Op.STOP})))):.2f}",
+            f"{await spent(partial(storage.claim, nothing)):.2f}",
             f"{await spent(lambda: storage.poll(world.node)):.2f}",
             f"{await spent(lambda: _sweeps(world)):.2f}",
             f"{await spent(storage.unfinished):.2f}",
