@@ -13,11 +13,13 @@ BLOCK = re.compile(
 MOMENT = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z| UTC|[+-]\d\d:\d\d)?"
 SPAN = r"\d+(?:\.\d+)? (?:ms|s|min|h|d)\b"
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+CLOCK = r"\d\d:\d\d:\d\d\.\d{3}"
 ADDRESS = r"http://127\.0\.0\.1:\d+"
 TOKEN = r"pm_dev_\w+"
 VARIABLE = (
     (UUID, UUID),
     (MOMENT, MOMENT),
+    (CLOCK, CLOCK),
     (ADDRESS, ADDRESS),
     (SPAN, SPAN),
     (TOKEN, TOKEN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ SERVES = re.compile(r"make run|pointsman serve .*")
 GOES_ON = re.compile(r"pointsman broker run .*")
 LOOKS = re.compile(r"\b(list|show|logs|explain|running)\b|^curl (?!.*-(X|d) )")
 """Commands that may be repeated until what they tell has happened."""
+USUAL_ADDRESS = "http://127.0.0.1:8080"
 PATIENCE = 60.0
 
 
@@ -80,7 +82,7 @@ class Walk:
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", line],
+            ["bash", "-euo", "pipefail", "-c", line.replace(USUAL_ADDRESS, self._address())],
             check=False,
             cwd=self._directory,
             env={**os.environ, **self._environ},
@@ -90,6 +92,11 @@ class Walk:
             text=True,
             timeout=180,
         )
+
+    def _address(self) -> str:
+        """Where the hub of this walk listens, once there is one."""
+        ready = self._directory / "var/ready.json"
+        return str(json.loads(ready.read_text())["url"]) if ready.exists() else USUAL_ADDRESS
 
     def _leave_running(self, command: Command, line: str) -> None:
         """In a terminal of its own, until it has printed what the page shows."""
