@@ -46,6 +46,7 @@ class Attempts:
         mint: Callable[[Agent, str], str],
         address: Callable[[], str],
         late_grace: float,
+        message_attempts: int,
     ) -> None:
         self._hooks = hooks
         self._agents = agents
@@ -54,6 +55,7 @@ class Attempts:
         self._observer = observer
         self._mint = mint
         self._address = address
+        self._message_attempts = message_attempts
         self._late_grace = late_grace
         """Seconds past the deadline in which a broker that was told to stop may still answer."""
 
@@ -145,7 +147,7 @@ class Attempts:
         if link.stock:
             return await stock.send(intent, subject, partial(self.exchange, work))
         answer = await self.exchange(work, call_for(intent, subject, suspends=link.can(wire.SUSPEND), by_id=False))
-        return outcome_of(intent, answer) if answer else None
+        return outcome_of(intent, answer, message_attempts=self._message_attempts) if answer else None
 
     async def exchange(self, work: Work, call: wire.Call) -> Answer | None:
         """Send one request and wait for its answer; None when none came by the deadline and its grace.

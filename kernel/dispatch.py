@@ -6,13 +6,14 @@ import logging
 
 import anyio.abc
 
+from kernel.agent import Phase
 from kernel.answers import Answers, WaitSettings
 from kernel.attempt import Attempts
 from kernel.call import Answer, Call
 from kernel.clock import Clock
 from kernel.ends import Ends
 from kernel.errors import Draining, InvalidState, NotFound, StorageUnavailable
-from kernel.intent import ENDS_RUN, Intent, IntentId, Op, lane_of
+from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, lane_of
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
@@ -24,6 +25,7 @@ from kernel.route import Route, RouteRequest
 from kernel.routing import Routing
 from kernel.signals import BusState, Kind, Signal, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
+from kernel.tunnel import Outcome
 from kernel.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
@@ -167,9 +169,21 @@ class Dispatcher:
 
     async def deliver(self, work: Work) -> None:
         """Execute what is claimed and write its end. Lanes alone call this, one work of a lane at a time."""
+        if work.intent.lane is Lane.MESSAGE and not await self._agent_runs(work):
+            await self._ends.settle(work, Outcome(kind="dropped", reason="agent_not_running"))
+            return
         async with work.link.window.place(work.intent.lane, alone=work.alone):
             outcome = await self._attempts.make(work)
         await self._ends.settle(work, outcome)
+
+    async def _agent_runs(self, work: Work) -> bool:
+        """Control goes before messages when both wait; after it the agent may not run any more, and the message waits
+        in its row for the next start."""
+        control = self.lanes.control_of(work.intent.agent_id)
+        if control is None:
+            return True
+        await control.settled.wait()
+        return control.agent is None or control.agent.phase is Phase.RUNNING
 
     # -- cancel, requeue, stop -------------------------------------------------------------------------------------
 

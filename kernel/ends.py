@@ -103,7 +103,7 @@ class Ends:
 
     def _tell(self, work: Work, outcome: Outcome, settled: Settled) -> None:
         self._observer.tell(settled.transitions)
-        intent = settled.intent
+        intent, work.agent = settled.intent, settled.agent
         if not settled.accepted:
             self.late += 1
             self._signals.signal(self._node_id, Signal(kind=Kind.ENDED, ids=(work.intent.id,)))

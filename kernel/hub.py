@@ -195,6 +195,7 @@ def _build(hub: Hub) -> Parts:
         mint=Minter(hub.keyring, clock).agent_token,
         address=hub.address,
         late_grace=settings.sweep.stuck,
+        message_attempts=settings.dispatch.message_attempts,
     )
     ends = Ends(
         storage=storage,

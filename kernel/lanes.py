@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.abc
 
-from kernel.agent import Report
+from kernel.agent import Agent, Report
 from kernel.intent import Intent, Lane
 from kernel.link import Exchange, Link
 from kernel.storage import AgentView, NewIntent
@@ -49,6 +49,8 @@ class Work:
         """The request in flight, once there is one."""
         self.noted: tuple[bool, bool] = (False, False)
         """What of (sent, accepted) its row knows."""
+        self.agent: Agent | None = None
+        """Its agent as stored with its end."""
         self.settled = anyio.Event()
 
     def finish(self) -> None:
@@ -104,6 +106,11 @@ class Lanes:
                 queue.popleft().finish()
         finally:
             del self._queues[key]
+
+    def control_of(self, agent_id: str) -> Work | None:
+        """The last of what is in hand in the agent's control lane: control goes before messages when both wait."""
+        queue = self._queues.get((agent_id, Lane.CONTROL))
+        return queue[-1] if queue else None
 
     def works(self) -> list[Work]:
         """Everything in hand, oldest first in each lane."""

@@ -287,6 +287,7 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
 class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str | None = None
     runtime_broker_id: str | None = None
+    slug: str | None = None
     phase: str | None = None
     include_deleted: bool = False
 

@@ -21,8 +21,6 @@ LATER = frozenset({429, 503})
 NO_ANSWER = frozenset({408, 412})
 """Our broker did not run it: too late, or from a stale epoch. The row decides."""
 STOPPED_BY_CALLER = 499
-MESSAGE_ANSWERS = 3
-"""How many other 5xx answers a message gets before it has failed."""
 RUNS = STARTS | {Op.FINALIZE_ENV}
 
 
@@ -172,8 +170,11 @@ def _environment(subject: Subject) -> dict[str, str]:
 # -- answers ------------------------------------------------------------------------------------------------
 
 
-def outcome_of(intent: Intent, answer: Answer) -> Outcome:
-    """What the broker's answer means for the intent (design/contract.md, Intents)."""
+def outcome_of(intent: Intent, answer: Answer, *, message_attempts: int = 3) -> Outcome:
+    """What the broker's answer means for the intent (design/contract.md, Intents).
+
+    `message_attempts`: how many answers of another 5xx a message gets before it has failed.
+    """
     said = parsed(answer.body)
     if 200 <= answer.status < 300:
         return Outcome(kind="end", reason="answered", result=said, change=_change(intent, answer.status, said))
@@ -183,7 +184,7 @@ def outcome_of(intent: Intent, answer: Answer) -> Outcome:
         return _cancelled(said)
     if answer.status in LATER:
         return _later(intent, answer, said)
-    if intent.op is Op.MESSAGE and answer.status >= 500 and intent.failures + 1 < MESSAGE_ANSWERS:
+    if intent.op is Op.MESSAGE and answer.status >= 500 and intent.failures + 1 < message_attempts:
         return _later(intent, answer, said)
     if intent.op is Op.DELETE and answer.status == 404:
         return Outcome(kind="end", reason="unknown_there", result=said, change=AgentChange(removal="soft"))
@@ -257,7 +258,7 @@ def _change(intent: Intent, status: int, said: Any) -> AgentChange | None:
         return AgentChange(removal="soft")
     if intent.op not in PHASES_OF_OPS:
         return None
-    if intent.op is Op.CREATE and status == 202 and needs_env(said):
+    if intent.op in (Op.CREATE, Op.FINALIZE_ENV) and status == 202 and needs_env(said):
         return AgentChange(phase=Phase.PROVISIONING)
     told = said.get("agent") if isinstance(said, dict) and isinstance(said.get("agent"), dict) else said
     told = told if isinstance(told, dict) else {}

@@ -30,6 +30,7 @@ from kernel.storage import AgentEdit, AgentFilter
 class AgentQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
     project_id: str | None = None
     runtime_broker_id: str | None = None
+    slug: str | None = None
     phase: Phase | None = None
     include_deleted: bool = False
 
@@ -91,6 +92,7 @@ class Agents:
         where = AgentFilter(
             project_id=project_id,
             runtime_broker_id=query.runtime_broker_id,
+            slug=query.slug,
             phase=query.phase,
             include_deleted=query.include_deleted,
         )

@@ -15,10 +15,11 @@ from kernel.api.placement import Placement
 from kernel.api.projects import known_project, name_problems
 from kernel.broker import Broker, Provider
 from kernel.call import Answer, Call
+from kernel.errors import AlreadyExists
 from kernel.intent import Op
 from kernel.project import Project, slug_of
 from kernel.session import Principal
-from kernel.storage import AgentView
+from kernel.storage import AgentFilter, AgentView, Page
 from kernel.tunnel import needs_env
 
 
@@ -78,8 +79,24 @@ async def create(edge: Edge, req: Asked, resp: Responded, body: AgentOfProject, 
     hold = operation.preferences.deliver == "hold"
     placement = Placement(edge, project, slug_of(body.name), body.labels, hold=hold)
     broker = await placement.choose(body.runtime_broker_id)
+    await _check_slug_there(edge, broker, slug_of(body.name))
     agent = _new_agent(AgentId(edge.clock.uuid7()), req.principal, body, project, broker)
     tell_created(resp, await edge.dispatcher.call(_call(operation, body, agent, project, broker)))
+
+
+async def _check_slug_there(edge: Edge, broker: Broker, slug: str) -> None:
+    """A stock broker does not scope slugs by project: one belongs to one live agent over all of them (design/wire.md).
+
+    Raises: AlreadyExists.
+    """
+    if broker.capabilities or not broker.connection_epoch:
+        return
+    taken = await edge.storage.list_agents(AgentFilter(runtime_broker_id=broker.id, slug=slug), Page(limit=1))
+    if taken:
+        raise AlreadyExists(
+            f"broker {broker.name} knows agents by slug alone, and {slug} is one of project {taken[0].project_id}: "
+            "choose another name, or delete that agent first"
+        )
 
 
 def _call(operation: Operation, body: AgentOfProject, agent: Agent, project: Project, broker: Broker) -> Call:

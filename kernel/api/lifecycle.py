@@ -83,7 +83,10 @@ class Lifecycle:
         view = await live_agent(self._edge, agent, project)
         if op is Op.FINALIZE_ENV and view.agent.phase is not Phase.PROVISIONING:
             raise InvalidState(f"agent {view.agent.slug} is {view.agent.phase}: it asks for no values")
-        return await dispatcher.call(operation.call(op, view, args=args or {}, values=values))
+        flags = dict(args or {})
+        if op is Op.START and view.agent.phase is Phase.SUSPENDED:
+            flags["resume"] = True  # what the broker must know travels with the intent, whatever the phase is by then
+        return await dispatcher.call(operation.call(op, view, args=flags, values=values))
 
 
 def _flags(body: Start) -> dict[str, Any]:

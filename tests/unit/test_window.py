@@ -18,12 +18,11 @@ async def test_control_goes_before_messages_when_both_wait() -> None:
         async with window.place(lane):
             order.append(name)
 
-    async with anyio.create_task_group() as tasks:
-        async with window.place(Lane.MESSAGE):
-            tasks.start_soon(take, Lane.MESSAGE, "message")
-            await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(take, Lane.CONTROL, "control")
-            await anyio.wait_all_tasks_blocked()
+    async with anyio.create_task_group() as tasks, window.place(Lane.MESSAGE):
+        tasks.start_soon(take, Lane.MESSAGE, "message")
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(take, Lane.CONTROL, "control")
+        await anyio.wait_all_tasks_blocked()
     assert order == ["control", "message"]
 
 
@@ -57,13 +56,12 @@ async def test_what_is_sent_alone_waits_for_all_and_blocks_all() -> None:
         async with window.place(Lane.MESSAGE):
             order.append("other")
 
-    async with anyio.create_task_group() as tasks:
-        async with window.place(Lane.MESSAGE):
-            tasks.start_soon(alone)
-            await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(other)
-            await anyio.wait_all_tasks_blocked()
-            assert order == []
+    async with anyio.create_task_group() as tasks, window.place(Lane.MESSAGE):
+        tasks.start_soon(alone)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(other)
+        await anyio.wait_all_tasks_blocked()
+        assert order == []
     assert order == ["alone", "other"]
 
 

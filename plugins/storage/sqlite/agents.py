@@ -105,7 +105,7 @@ def _listing(given: frozenset[str], deleted: bool, onward: bool, counting: bool)
 
 
 def _given(where: AgentFilter) -> dict[str, str]:
-    fields = ("project_id", "runtime_broker_id", "phase")
+    fields = ("project_id", "runtime_broker_id", "slug", "phase")
     return {name: value.lower() for name in fields if (value := getattr(where, name)) is not None}
 
 
