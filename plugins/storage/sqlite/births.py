@@ -48,7 +48,6 @@ _CARRIED = Query[int](
         _b.connected_hub_id == param("node"),
         _b.connected_session_id == param("session"),
         _b.connection_epoch == param("epoch"),
-        _b.deleted_at.is_(None),
     ),
     first,
 )

@@ -24,7 +24,6 @@ def _carried(*, paused: bool) -> Any:
         _b.connected_hub_id == param("node"),
         _b.connected_session_id == param("session"),
         _b.connection_epoch == param("epoch"),
-        _b.deleted_at.is_(None),
     ]
     if not paused:
         terms.append(sa.not_(_b.paused))

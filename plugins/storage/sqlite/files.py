@@ -35,6 +35,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = Path(f"{path}.lock")
         self._file = self._opened(path)
+        self._held = True
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as fault:
@@ -61,7 +62,9 @@ class Lock:
             raise unusable(str(path), fault) from fault
 
     def release(self) -> None:
-        os.close(self._file)
+        if self._held:
+            self._held = False
+            os.close(self._file)
 
 
 def prepared(path: str) -> Path:
@@ -83,6 +86,7 @@ def prepared(path: str) -> Path:
 
 
 def connect_writer(path: Path, synchronous: Synchronous, busy: float) -> Joined:
+    path.touch(mode=0o600)  # what it holds is nobody else's affair; SQLite gives its other files the same mode
     connection = _connected(f"file:{_escaped(path)}?mode=rwc", busy)
     try:
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
