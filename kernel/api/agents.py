@@ -134,12 +134,10 @@ class Agents:
     @route(action="agent.delete", access="user", query=Deletion)
     async def on_delete_one(self, req: Asked, resp: Responded, agent: str, query: Deletion, project: str = "") -> None:
         operation = await operation_of(req)
-        dispatcher = self._edge.dispatcher
-        # Asked first: a repeat of the deletion itself finds the agent deleted.
-        answer = await dispatcher.repeated(operation.key, operation.preferences.wait) if operation.key else None
+        answer = await operation.repeated(self._edge, operation.preferences.wait)
         if answer is None:
             view = await live_agent(self._edge, agent, project)
-            answer = await dispatcher.call(operation.call(Op.DELETE, view, args=query.args()))
+            answer = await self._edge.dispatcher.call(operation.call(Op.DELETE, view, args=query.args()))
         if not answer.ended:
             tell_goes_on(resp, answer)
             return

@@ -70,11 +70,10 @@ class NewAgent(AgentOfProject, frozen=True, kw_only=True, rename="camel"):
 
 async def create(edge: Edge, req: Asked, resp: Responded, body: AgentOfProject, project_ref: str) -> None:
     operation = await operation_of(req)
-    if operation.key:
-        repeated = await edge.dispatcher.repeated(operation.key, operation.preferences.wait)
-        if repeated:
-            tell_created(resp, repeated)
-            return
+    repeated = await operation.repeated(edge, operation.preferences.wait)
+    if repeated:
+        tell_created(resp, repeated)
+        return
     project = await known_project(edge, project_ref)
     hold = operation.preferences.deliver == "hold"
     placement = Placement(edge, project, slug_of(body.name), body.labels, hold=hold)

@@ -40,6 +40,8 @@ def fault_of(error: Exception, request_id: str) -> Fault:
     else:
         log.error("request %s failed unexpectedly", request_id, exc_info=error)
         failure, pause = UNEXPECTED, None
+    if failure.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if failure.status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(pause or RETRY_AFTER)))
     return Fault(status=failure.status, headers=headers, body=envelope(failure, request_id))

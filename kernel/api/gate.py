@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import falcon
@@ -13,6 +14,8 @@ from kernel.api.limits import Limits
 from kernel.api.routes import Route
 from kernel.errors import Draining, Forbidden, Misbehaved, RateLimited, Unauthenticated
 from kernel.session import Principal, Resource
+
+log = logging.getLogger(__name__)
 
 LONGEST_REQUEST_ID = 128
 
@@ -115,3 +118,7 @@ class Gate:
     async def process_response(self, req: Asked, resp: Responded, resource: object, req_succeeded: bool) -> None:
         seconds = self._edge.clock.monotonic() - req.started
         self._edge.hooks.on_request.tell(req.uri_template or "unknown", req.method, resp.status_code, seconds)
+        level = logging.DEBUG if resp.status_code < 400 else logging.INFO
+        if log.isEnabledFor(level):
+            path = req.scope.get("raw_path", b"").decode("latin-1")
+            log.log(level, "%s %s %s %.4f request=%s", req.method, path, resp.status_code, seconds, req.request_id)

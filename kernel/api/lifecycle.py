@@ -75,18 +75,16 @@ class Lifecycle:
         values: dict[str, str] | None = None,
     ) -> Answer:
         operation = await operation_of(req)
-        dispatcher = self._edge.dispatcher
-        if operation.key:
-            repeated = await dispatcher.repeated(operation.key, operation.preferences.wait)
-            if repeated:
-                return repeated
+        repeated = await operation.repeated(self._edge, operation.preferences.wait)
+        if repeated:
+            return repeated
         view = await live_agent(self._edge, agent, project)
         if op is Op.FINALIZE_ENV and view.agent.phase is not Phase.PROVISIONING:
             raise InvalidState(f"agent {view.agent.slug} is {view.agent.phase}: it asks for no values")
         flags = dict(args or {})
         if op is Op.START and view.agent.phase is Phase.SUSPENDED:
             flags["resume"] = True  # what the broker must know travels with the intent, whatever the phase is by then
-        return await dispatcher.call(operation.call(op, view, args=flags, values=values))
+        return await self._edge.dispatcher.call(operation.call(op, view, args=flags, values=values))
 
 
 def _flags(body: Start) -> dict[str, Any]:

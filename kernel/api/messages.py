@@ -100,11 +100,10 @@ class Messages:
         operation = await operation_of(req)
         wait = operation.preferences.wait
         wait = wait if wait is not None or query.wait else 0.0
-        if operation.key:
-            repeated = await self._edge.dispatcher.repeated(operation.key, wait)
-            if repeated:
-                _tell_message(resp, repeated)
-                return
+        repeated = await operation.repeated(self._edge, wait)
+        if repeated:
+            _tell_message(resp, repeated)
+            return
         view = await live_agent(self._edge, agent, project)
         _check_phase(view.agent, hold=operation.preferences.deliver == "hold")
         envelope = body.envelope(req.principal, view.agent)

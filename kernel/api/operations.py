@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from kernel.intent import Intent, Op
 from kernel.storage import AgentView, IdempotencyKey
 
 DISPATCHES = "/api/v1/dispatches"
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +43,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         }
         return Call(op=op, view=view, **{**asked, **more})
 
+    async def repeated(self, edge: Edge, wait: float | None) -> Answer | None:
+        """What an earlier request with the same key got. Asked before anything about this one is judged anew: a
+        repeat of a deletion, say, finds the agent deleted."""
+        return await edge.dispatcher.repeated(self.key, wait) if self.key else None
+
 
 async def operation_of(req: Asked) -> Operation:
     """Raises: Invalid."""
@@ -51,8 +58,13 @@ async def operation_of(req: Asked) -> Operation:
         key=key_of(headers, principal, req.method, req.path, await req.raw()),
         principal=principal,
         request_id=req.request_id,
-        traceparent=headers.get("traceparent"),
+        traceparent=_trace(headers.get("traceparent", "")),
     )
+
+
+def _trace(header: str) -> str | None:
+    """W3C trace context, or nothing: what is none is not handed on."""
+    return header if TRACEPARENT.fullmatch(header) else None
 
 
 async def known_agent(edge: Edge, ref: str, project_ref: str | None) -> AgentView:
