@@ -60,7 +60,7 @@ def broker(*, online: bool = True) -> Broker:
 
 
 async def read(link: Link | None, held: Broker | None = None, *, tail: int | None = None) -> str:
-    edge = SimpleNamespace(links=SimpleNamespace(of=lambda broker_id: link))
+    edge = SimpleNamespace(links=SimpleNamespace(of=lambda _: link))
     return await printed(cast("Any", edge), view(held), tail)
 
 
