@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kernel.config import Settings
     from kernel.host import Host
     from kernel.intent import Intent
-    from kernel.storage import Storage
+    from kernel.storage import SchemaState, Storage
     from kernel.transition import Transition
 
 PROJECT = "pointsman"
@@ -106,6 +106,15 @@ async def open_storage(config: Settings) -> Storage:  # type: ignore[empty-body]
 
     Raises:
         Misconfigured: it cannot be used as it is configured.
+    """
+
+
+@_hook(Kind.FIRST, needed=True, passes=(Misconfigured, Unavailable), deadline=60.0)
+async def check_storage(config: Settings) -> SchemaState | None:
+    """Which schema the backend's database has; nothing is changed, and a hub may be using it. `pointsman db` asks.
+
+    Raises:
+        Misconfigured: it cannot be read.
     """
 
 

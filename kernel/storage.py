@@ -591,6 +591,16 @@ class Brokers(Protocol):
         ...
 
 
+class SchemaState(msgspec.Struct, frozen=True, kw_only=True):
+    """Which schema a database has, and which this program reads and writes."""
+
+    found: str | None
+    """None: none yet."""
+    wanted: str
+    known: bool
+    """False: a later version of this program wrote it."""
+
+
 class Storage(Nodes, Sessions, Intents, Agents, Projects, Brokers, Protocol):
     """One backend, open and migrated."""
 

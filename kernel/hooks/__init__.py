@@ -15,7 +15,7 @@ from kernel.hooks.chains import Answer, Around, Broadcast, Chain, CollectAsync, 
 from kernel.hookspecs import RULES, Kind
 from kernel.route import RouteAdvice
 from kernel.session import Decision, Principal
-from kernel.storage import Storage
+from kernel.storage import SchemaState, Storage
 
 __all__ = ["Answer", "Hooks", "Implementation", "Stat"]
 
@@ -44,6 +44,7 @@ class Hooks:
     """All chains of a hub, by the name of their hook."""
 
     open_storage: FirstAsync[Storage]
+    check_storage: FirstAsync[SchemaState]
     on_start: CollectAsync[None]
     offer_token: FirstSync[str]
     authenticate: FirstAsync[Principal]

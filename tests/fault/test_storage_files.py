@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from kernel import Misconfigured
+from kernel import Misconfigured, SchemaState
 from plugins.storage import migrations
 from plugins.storage.sqlite.opening import Options, opened, schema_of
 from plugins.storage.sqlite.storage import SqliteStorage
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 OPENS = """
 import os, sys, tempfile, anyio
 from plugins.storage.sqlite.opening import Options, opened
-from kernel import Misconfigured
+from kernel import Misconfigured, SchemaState
 
 async def main():
     if "as-nobody" in sys.argv and os.geteuid() == 0:
@@ -132,7 +132,7 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     told = await _refused(path)
     assert "9999" in told
     assert "newer than this program" in told
-    assert schema_of(str(path)) == ("9999", migrations.head())
+    assert schema_of(str(path)) == SchemaState(found="9999", wanted=migrations.head(), known=False)
 
 
 async def test_what_is_refused_leaves_the_file_free(tmp_path: Path) -> None:
@@ -198,5 +198,5 @@ async def test_commits_are_as_durable_as_configured(
 
 
 async def test_a_file_that_does_not_exist_has_no_schema(tmp_path: Path) -> None:
-    assert schema_of(str(tmp_path / "hub.db")) == (None, migrations.head())
+    assert schema_of(str(tmp_path / "hub.db")) == SchemaState(found=None, wanted=migrations.head(), known=True)
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,8 @@ class LaneContract(StorageContract):
         assert {one.op for one in claims.intents} == {Op.STOP}
 
     async def test_the_limit_is_kept_and_the_eldest_go_first(self, world: World) -> None:
-        recorded = [await world.record(Op.STOP, await world.new_agent()) for _ in range(5)]
+        agents = [await world.new_agent() for _ in range(5)]
+        recorded = [await world.record(Op.STOP, agent) for agent in agents[::-1]]
         assert ids((await world.claim(limit=2)).intents) == ids(recorded[:2])
         assert ids((await world.claim(limit=2)).intents) == ids(recorded[2:4])
 

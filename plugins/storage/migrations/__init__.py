@@ -12,7 +12,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from kernel import Misconfigured
+from kernel import Misconfigured, SchemaState
 from plugins.storage.schema import metadata
 
 
@@ -36,21 +36,26 @@ def current(connection: sa.Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def state(found: str | None) -> SchemaState:
+    """How the revision `found` stands to this code."""
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    known = found is None or found in {revision.revision for revision in revisions}
+    return SchemaState(found=found, wanted=head(), known=known)
+
+
 def upgrade(connection: sa.Connection) -> None:
     """Run what is missing, in the transaction that the caller opened.
 
     Raises: Misconfigured when the schema is newer than this code.
     """
-    found = current(connection)
-    if found == head():
-        return
-    known = {revision.revision for revision in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is not None and found not in known:
+    now = state(current(connection))
+    if not now.known:
         raise Misconfigured(
-            f"the database has schema {found}, which is newer than this program (it knows up to {head()}): "
+            f"the database has schema {now.found}, which is newer than this program (it knows up to {now.wanted}): "
             "start the version that wrote it, or a later one"
         )
-    command.upgrade(_config(connection), "head")
+    if now.found != now.wanted:
+        command.upgrade(_config(connection), "head")
 
 
 def drift(connection: sa.Connection) -> list[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
-from kernel import Settings, Storage, hookimpl
+from kernel import SchemaState, Settings, Storage, hookimpl
 
 if TYPE_CHECKING:
     from plugins.storage.sqlite.opening import Options
@@ -35,6 +36,13 @@ class Plugin:
         from plugins.storage.sqlite.storage import SqliteStorage
 
         return SqliteStorage(await opened(self._options(config)))
+
+    @hookimpl
+    async def check_storage(self) -> SchemaState:
+        """Raises: Misconfigured."""
+        from plugins.storage.sqlite.opening import schema_of
+
+        return await anyio.to_thread.run_sync(schema_of, self._config.path)
 
     def _options(self, settings: Settings) -> Options:
         from plugins.storage.sqlite.opening import Options

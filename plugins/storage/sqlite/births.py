@@ -72,9 +72,7 @@ def _insert(home: Home) -> Query[Intent]:
 
 
 _INSERT = {home.lane: _insert(home) for home in HOMES}
-_KNOWN = {
-    home.lane: Query[Intent](home.select().where(home.c.id == param("which")), home.shape.read) for home in HOMES
-}
+_KNOWN = {home.lane: Query[Intent](home.select().where(home.c.id == param("which")), home.shape.read) for home in HOMES}
 _STARTS = Query[Intent](
     CONTROL.select().where(
         CONTROL.c.broker_id == param("broker"),

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import sqlalchemy as sa
 
-from kernel import SYSTEM, Clock, Misconfigured
+from kernel import SYSTEM, Clock, Misconfigured, SchemaState
 from plugins.storage import migrations
 from plugins.storage.sqlite.faults import unusable
 from plugins.storage.sqlite.files import Joined, Lock, Synchronous, connect_reader, connect_writer, prepared
@@ -89,21 +89,23 @@ def _migrated(path: Path, synchronous: Synchronous, busy: float) -> Joined:
     return connection
 
 
-def schema_of(path: str) -> tuple[str | None, str]:
-    """The revision of the file, None when it holds no schema yet, and that of this code; nothing is changed.
+def schema_of(path: str) -> SchemaState:
+    """The schema of the file and that of this code; nothing is changed, and a hub may be using it.
 
     Raises: Misconfigured when the file cannot be read.
     """
     place = Path(path).expanduser()
-    if not place.exists():
-        return None, migrations.head()
+    return migrations.state(_revision(path, place) if place.exists() else None)
+
+
+def _revision(path: str, place: Path) -> str | None:
     try:
         connection = connect_reader(place.resolve(), 1.0)
     except sqlite3.Error as fault:
         raise unusable(path, fault) from fault
     try:
         with engine_on(connection).connect() as joined:
-            return migrations.current(joined), migrations.head()
+            return migrations.current(joined)
     except sa.exc.DBAPIError as fault:
         raise unusable(path, fault.orig or fault) from fault
     finally:
