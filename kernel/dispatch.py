@@ -92,7 +92,7 @@ class Dispatcher:
         with self._waiters.register(intent_id) as waiter:
             intent = await self.accept(call, intent_id, waiter)
             if intent.id == intent_id:
-                return await self._answers.of(intent, waiter, call.wait)
+                return await self._answers.of(intent, waiter, _wait(call, intent))
         return await self._answers.again(intent.id, call.wait)
 
     async def repeated(self, key: IdempotencyKey, wait: float | None) -> Answer | None:
@@ -231,3 +231,9 @@ class Dispatcher:
             except StorageUnavailable:
                 log.error("dispatch %s could not be recorded before the stop", work.intent.id)
         self._waiters.send_away()
+
+
+def _wait(call: Call, intent: Intent) -> float | None:
+    """Who lets a call wait for a broker that is away is told so at once, unless it says how long it waits itself."""
+    held = call.deliver == "hold" and intent.route == Route.HOLD
+    return 0 if held and call.wait is None else call.wait

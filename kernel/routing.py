@@ -82,11 +82,14 @@ class Routing:
             held_elsewhere=not here and broker.online and broker.connected_hub_id != self._node_id,
             hold=call.hold,
             now=call.deliver == "now",
-            between_sockets=self._between_sockets(broker),
+            between_sockets=not here and self._between_sockets(broker),
         )
 
     def _between_sockets(self, broker: Broker) -> bool:
-        """It lost its socket a moment ago, and not by its own orderly close: most likely it is dialling."""
+        """It lost its socket a moment ago, and not by its own orderly close: most likely it is dialling. A row that
+        still names this node lost it so lately that the release is not written yet."""
+        if broker.online and broker.connected_hub_id == self._node_id:
+            return True
         missing = broker.missing_for
         return missing is not None and missing < self._reconnect_grace and not broker.left_orderly
 
