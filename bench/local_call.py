@@ -1,0 +1,148 @@
+"""The LOCAL call: through the hub and its socket to a broker that answers at once, beside the same route doing nothing.
+
+The bare route is a hub of its own with the same server, gate and plugins, whose responder answers at once
+(`bench/rig/bare.py`). Hub, bare hub, broker and callers are processes of their own; both hubs are measured by turns.
+Also counted: the statements that the database's writer ran between a call and the arrival of its frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from bench.rig import report
+from bench.rig.caller import Calls, Timed, closed_loop, request
+from bench.rig.children import Child, child
+from bench.rig.hub import Hub, serving
+from bench.rig.trace import FILE
+
+CALLERS = (1, 16, 64)
+ROUNDS = 3
+TARGET = 3.0
+COUNTED = 200
+"""Calls whose statements are counted."""
+
+
+@asynccontextmanager
+async def world(hub: Hub, agents: int, directory: Path) -> AsyncIterator[tuple[list[str], Child]]:
+    """Agents that run on a broker that answers at once."""
+    identity = await hub.register_broker("answering")
+    with child("bench.rig.answering", cwd=directory, asked=True) as broker:
+        await broker.ask({"url": hub.url, **identity})
+        yield await hub.agents(identity["id"], agents), broker
+
+
+def starts(hub: Hub, agents: list[str]) -> list[bytes]:
+    """One caller for each agent."""
+    return [request(f"/api/v1/agents/{agent}/start", hub.token) for agent in agents]
+
+
+async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> report.Table:
+    table = report.Table(
+        "LOCAL call: POST …/start, answered by the broker at once",
+        *("callers", "bare p50 ms", "bare p99 ms", "call p50 ms", "call p99 ms", "bare/s", "calls/s", "p50 × bare"),
+        note=f"target: p50 ≤ {TARGET:g} × the bare route at 1 caller",
+    )
+    async with (
+        serving(directory / "bare", bare=True) as bare,
+        serving(directory / "hub") as hub,
+        world(hub, max(CALLERS), directory) as (agents, _),
+    ):
+        for callers in CALLERS:
+            step(f"LOCAL call, {callers} at once")
+            nothing, calls = starts(bare, agents[:callers]), starts(hub, agents[:callers])
+            floor: list[Calls] = []
+            seen: list[Calls] = []
+            for _ in range(ROUNDS):
+                floor.append(await closed_loop(bare.address, nothing, chosen.seconds / ROUNDS))
+                seen.append(await closed_loop(hub.address, calls, chosen.seconds / ROUNDS))
+            _row(table, callers, floor, seen)
+    return table
+
+
+def _row(table: report.Table, callers: int, floor: list[Calls], seen: list[Calls]) -> None:
+    """Medians of the rounds, so that one in which the machine did something else does not count."""
+    for calls in (*floor, *seen):
+        assert set(calls.statuses) == {200}, f"not every call was answered with 200: {calls.statuses}"
+
+    def middle(rounds: list[Calls], percent: int) -> float:
+        return report.median([report.percentile(calls.times, percent) * 1000 for calls in rounds])
+
+    bare, call = middle(floor, 50), middle(seen, 50)
+    rates = (report.median([calls.rate for calls in rounds]) for rounds in (floor, seen))
+    table.add(callers, bare, middle(floor, 99), call, middle(seen, 99), *rates, call / bare)
+
+
+# -- what is written before the frame ------------------------------------------------------------------------------
+
+PERIODIC = ("hub_nodes", "renewed_at", "UPDATE runtime_brokers")
+"""In statements of the beat, the renewal and the sweeps: they come by the clock, not with a call."""
+
+
+async def count(step: report.Step, directory: Path) -> report.Table:
+    step("counting statements")
+    async with (
+        serving(directory / "traced", plugins=("bench.rig.trace",)) as hub,
+        world(hub, 1, directory) as (agents, broker),
+    ):
+        await broker.ask("arrived")
+        calls = await closed_loop(hub.address, starts(hub, agents), 30.0, most=COUNTED)
+        arrived: dict[str, float] = await broker.ask("arrived")
+    noted = json.loads((directory / "traced" / FILE).read_text())
+    table = report.Table(
+        f"statements on the writer's connection, {len(calls.timed)} LOCAL calls one after the other",
+        *("between", "statements", "of them writes", "commits with a write"),
+        note="commits of the beat, of renewals and sweeps, which come by the clock, are left out",
+    )
+    transactions = _transactions(noted)
+    before = _between(transactions, [(call.asked_at, arrived[call.dispatch]) for call in calls.timed])
+    after = _between(transactions, [(arrived[call.dispatch], call.answered_at) for call in calls.timed])
+    table.add("the call and its frame's arrival", *before)
+    table.add("the frame's arrival and the answer", *after)
+    _check(calls.timed, before, after)
+    return table
+
+
+def _transactions(noted: list[tuple[float, str]]) -> list[list[tuple[float, str]]]:
+    """The statements of each transaction that belongs to a call."""
+    found: list[list[tuple[float, str]]] = []
+    for at, statement in noted:
+        if statement.startswith("BEGIN") or not found:
+            found.append([])
+        found[-1].append((at, statement))
+    return [one for one in found if not any(word in text for _, text in one for word in PERIODIC)]
+
+
+def _between(transactions: list[list[tuple[float, str]]], spans: list[tuple[float, float]]) -> tuple[int, int, int]:
+    """Statements, writes, and commits with a write, in all spans together."""
+    statements = writes = commits = 0
+    for transaction in transactions:
+        inside = [text for at, text in transaction if any(start <= at <= end for start, end in spans)]
+        wrote = [text for text in inside if text.startswith(("INSERT", "UPDATE", "DELETE", "WITH"))]
+        statements += len(inside)
+        writes += len(wrote)
+        commits += bool(wrote)
+    return statements, writes, commits
+
+
+def _check(calls: list[Timed], before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
+    assert len(calls) == COUNTED, f"{len(calls)} calls were counted, not {COUNTED}"
+    assert after[2] == COUNTED, f"each call stores its end in one commit; {after[2]} commits for {COUNTED} calls"
+    assert before[1] == 0, f"{before[1]} writes before the frame left: a LOCAL call pays none (P7)"
+
+
+async def run(chosen: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(len(CALLERS) + 1) as step:
+        counted = await count(step, Path(made))
+        table = await measure(chosen, step, Path(made))
+    report.tell(chosen, table, counted)
+
+
+if __name__ == "__main__":
+    anyio.run(run, report.arguments(__doc__, seconds=4.5).parse_args(), backend_options={"use_uvloop": True})
