@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from broker.keeping.agentlog import AgentLog
-from broker.keeping.child import Child, exit_of, started_at
+from broker.keeping.child import Child, adopt_orphans, ended_children, started_at
 from broker.keeping.door import Client, Door
 from broker.keeping.job import Job
 from broker.keeping.mailbox import Mailbox
@@ -67,6 +67,7 @@ class Keeper:
 
     def begin(self) -> str | None:
         """Start the agent. Answers why it could not be started."""
+        adopt_orphans()
         self._hear_signals()
         self._child = self._spawn(self._orders["command"])
         self._keep()
@@ -151,14 +152,12 @@ class Keeper:
         with contextlib.suppress(BlockingIOError):
             if signal.SIGTERM in os.read(heard, 512):
                 self._stop("stop")
-        if self._exit is None:
-            self._exit = exit_of(self._agent.pid)
-            if self._exit is not None:
+        for pid, code in ended_children():
+            if pid == self._agent.pid:
+                self._exit = code
                 self._left()
-        for pid, job in list(self._jobs.items()):
-            code = exit_of(pid)
-            if code is not None:
-                self._job_ended(job, code)
+            elif pid in self._jobs:
+                self._job_ended(self._jobs[pid], code)
 
     # -- the agent's end ---------------------------------------------------------------------------------------------
 

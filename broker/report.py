@@ -16,7 +16,6 @@ from kernel import wire
 
 _GATHER = 0.1
 """Seconds between reports of one agent that prints status after status: the last one counts."""
-_RESTING = frozenset({"stopped", "error", "suspended"})
 _STEPS = {"stop": "stopping", "suspend": "stopping", "delete": "stopping"}
 
 
@@ -38,11 +37,11 @@ class Reporter:
         self._arrived = anyio.Event()
 
     def attach(self, hearer: Hearer) -> None:
-        """A new session: how everything stands, and how what ended has ended."""
+        """A new session: how everything stands, and what a lost socket may have swallowed."""
         self._hearer = hearer
         self.beat()
         for record in self._records.values():
-            if record.phase in _RESTING and record.detail:
+            if record.activity or record.detail:
                 self.mark(record.id)
 
     def detach(self, hearer: Hearer) -> None:
@@ -95,7 +94,7 @@ class Reporter:
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()
-            for agent_id in [one for one in self._marked if one not in self._held]:
+            for agent_id in [one for one in self._marked if self._hearer and one not in self._held]:
                 del self._marked[agent_id]
                 record = self._records.get(agent_id)
                 if record:

@@ -60,6 +60,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     settled_after: float = 30.0
     """A session that stood this long ends the backoff."""
     other_instance_wait: float = 30.0
+    message_wait: float = 5.0
+    """An agent has this long to begin to read a message; then it is busy."""
     log_bytes: int = 5 * 1024 * 1024
     log_files: int = 3
     pass_env: tuple[str, ...] = ()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 _RESET = (signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 _READ = 65_536
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Child:
@@ -80,8 +81,33 @@ def exit_of(pid: int) -> int | None:
         found, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return 255
-    if found == 0:
-        return None
+    return None if found == 0 else _code(status)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what our children leave behind, where the system knows that (Linux).
+
+    Otherwise dead orphans may stay in the agent's group for as long as process 1 does not look after them.
+    """
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def ended_children() -> Iterator[tuple[int, int]]:
+    """Pid and exit code of each child that ended since the last call."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, _code(status)
+
+
+def _code(status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 _BEGIN = 30.0
 """Seconds that a keeper found alive has to begin."""
-_MESSAGE_WAIT = 5.0
-"""Seconds that an agent has to begin to read a message."""
 _MESSAGE_COMMAND = 70.0
 _EXEC_MARGIN = 20.0
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -162,7 +160,8 @@ class ProcessRuntime:
         kept = self._kept.get(agent_id)
         while kept and not kept.over.is_set():
             try:
-                told = await kept.ask("message", limit=_MESSAGE_COMMAND, id=message_id, line=line, wait=_MESSAGE_WAIT)
+                wait = self._settings.message_wait
+                told = await kept.ask("message", limit=wait + _MESSAGE_COMMAND, id=message_id, line=line, wait=wait)
             except KeeperGone:
                 await anyio.sleep(0.02)
             except KeeperSilent:
