@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -35,13 +35,16 @@ class AgentQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
     include_deleted: bool = False
 
 
+Version = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class AgentPatch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     task_summary: str | None = None
     config: dict[str, Any] | None = None
-    state_version: int | None = None
+    state_version: Version | None = None
 
     def problems(self) -> dict[str, str]:
         return {} if self.name is None else name_problems(self.name)

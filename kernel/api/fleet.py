@@ -16,6 +16,7 @@ from kernel.storage import Keyset, Page
 class Fleet:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
+        self._version = version("pointsman")
 
     @route(action="hub.show", access="user")
     async def on_get_hub(self, req: Asked, resp: Responded) -> None:
@@ -24,7 +25,7 @@ class Fleet:
         tell(
             resp,
             {
-                "version": version("pointsman"),
+                "version": self._version,
                 "nodeId": host.node_id,
                 "url": host.address(),
                 "storage": {"name": host.storage.name, "schema": await host.storage.schema_version()},

@@ -16,13 +16,12 @@ class Health:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self._started = edge.clock.monotonic()
+        self._version = version("pointsman")
 
     @route(action="hub.alive", access="public")
     async def on_get_alive(self, req: Asked, resp: Responded) -> None:
         uptime = round(self._edge.clock.monotonic() - self._started, 3)
-        tell(
-            resp, {"status": "ok", "version": version("pointsman"), "nodeId": self._edge.host.node_id, "uptime": uptime}
-        )
+        tell(resp, {"status": "ok", "version": self._version, "nodeId": self._edge.host.node_id, "uptime": uptime})
 
     @route(action="hub.ready", access="public")
     async def on_get_ready(self, req: Asked, resp: Responded) -> None:

@@ -277,3 +277,9 @@ async def test_has_prompt_is_asked_of_the_broker(ours: Scene) -> None:
     answer = (await ours.api.ask("GET", f"/agents/{agent['id']}/has-prompt")).expect(200)
     assert isinstance(answer.json["hasPrompt"], bool)
     assert answer.dispatch
+
+
+async def test_a_version_beyond_all_bounds_is_refused(ours: Scene) -> None:
+    agent = await ours.quiet_agent()
+    answer = await ours.api.ask("PATCH", f"/agents/{agent['id']}", {"name": "x", "stateVersion": 10**30})
+    assert list(answer.expect(400).json["error"]["details"]["fields"]) == ["stateVersion"]
