@@ -48,8 +48,9 @@ setup:
 run: setup
 	@exec .venv/bin/pointsman serve --config conf/local.yaml --port $(PORT) --ready-file var/ready.json --with-broker
 
+# Most tests wait for a process or a socket, so a few more workers than cores; a file stays with one worker.
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -q -n $${WORKERS:-4} --dist loadfile
 
 lint: setup
 	@.venv/bin/ruff check .
