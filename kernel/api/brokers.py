@@ -132,6 +132,7 @@ class Brokers:
     async def _pause(self, req: Asked, resp: Responded, broker: str, *, paused: bool) -> None:
         row = await self._owned(req.principal, broker)
         edited = await self._edge.storage.edit_broker(BrokerEdit(broker_id=row.id, paused=paused))
+        self._edge.dispatcher.wake(row.id)
         tell(resp, shapes.broker(edited))
 
     @route(action="broker.heartbeat", access="broker", body=Heartbeat)
