@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from broker.run import run_until_signalled
 from broker.settings import BrokerSettings
@@ -59,4 +60,6 @@ if __name__ == "__main__":
     told = json.loads(sys.argv[1])
     if deadly := told.pop("die", None):
         die(*deadly)
-    anyio.run(run_until_signalled, BrokerSettings(**{**told, "dir": Path(told["dir"])}))
+    folder = Path(told.pop("dir"))
+    settings = msgspec.convert({**told, "dir": None}, BrokerSettings, dec_hook=lambda *_: folder)
+    anyio.run(run_until_signalled, settings)

@@ -1,0 +1,224 @@
+"""`pointsman broker`: register brokers, run one, look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kernel.cli import show
+from kernel.cli.exits import Exit
+from kernel.cli.options import Pair, asks_hub, json_option
+
+if TYPE_CHECKING:
+    from broker import Unusable
+    from kernel.cli.client import Hub
+    from kernel.cli.failure import CommandFailed
+
+FOLDER = Path("var/broker")
+folder_option = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=FOLDER,
+    show_default=True,
+    help="The broker's own folder: identity, inbox, agents.",
+)
+token_option = click.option(
+    "--token",
+    envvar="POINTSMAN_TOKEN",
+    show_envvar=True,
+    help="Of a user who may register brokers [default: the one in var/ready.json]",
+)
+provide_option = click.option("--auto-provide", is_flag=True, help="It may run the agents of every project.")
+
+
+@click.group()
+def command() -> None:
+    """Brokers: programs that run agents on a machine. A BROKER is named by name, slug or id."""
+
+
+# -- running one -----------------------------------------------------------------------------------------------
+
+
+@command.command("run")
+@click.option(
+    "--hub", "hubs", multiple=True, metavar="URL", help="A hub to dial; may be repeated [default: as it was registered]"
+)
+@folder_option
+@click.option("--name", help="Register under this name first, if it has no identity yet or the hub forgot it.")
+@token_option
+@provide_option
+@click.option("--stop-agents", is_flag=True, help="Stop the agents when the broker is stopped; else they go on.")
+@click.option("--pass-env", multiple=True, metavar="NAME", help="A variable of its own that agents get; repeatable.")
+def run(
+    hubs: tuple[str, ...],
+    folder: Path,
+    name: str | None,
+    token: str | None,
+    auto_provide: bool,
+    stop_agents: bool,
+    pass_env: tuple[str, ...],
+) -> Exit:
+    """Run the broker of a folder until Ctrl-C. Its agents outlive it, and it finds them again."""
+    import logging
+
+    import anyio
+
+    from broker import BrokerSettings, Unusable
+    from broker.run import run_until_signalled
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings = BrokerSettings(
+        dir=folder,
+        hubs=hubs or (_hub_and_token(None, token)[:1] if name else ()),
+        registration=_registration(name, hubs, token, auto_provide) if name else None,
+        stop_agents_on_exit=stop_agents,
+        version=_version(),
+        pass_env=pass_env,
+    )
+    fault: Unusable | None = None
+    try:
+        anyio.run(run_until_signalled, settings)
+    except* Unusable as faults:
+        fault = _first(faults)
+    if fault:
+        raise _failed(fault)
+    return Exit.DONE
+
+
+@command.command("register")
+@click.option("--hub", metavar="URL", help="The hub [default: POINTSMAN_HUB, else var/ready.json]")
+@token_option
+@click.option("--name", required=True, help="What people call it; a broker of this name gets a new secret.")
+@provide_option
+@click.option("--label", "labels", type=Pair(), multiple=True, help="A label; may be repeated.")
+@folder_option
+def register(
+    hub: str | None, token: str | None, name: str, auto_provide: bool, labels: tuple[tuple[str, str], ...], folder: Path
+) -> Exit:
+    """Register a broker, join it, and keep its identity in its folder."""
+    import anyio
+
+    from broker import BrokerSettings, Registration, Unusable
+    from broker.identity import HubAway, register
+    from kernel.cli.failure import Unreachable
+
+    url, found = _hub_and_token(hub, token)
+    registration = Registration(token=found, name=name, auto_provide=auto_provide, labels=dict(labels))
+    settings = BrokerSettings(dir=folder, hubs=(url,), version=_version())
+    try:
+        identity = anyio.run(register, settings, registration)
+    except HubAway as away:
+        raise Unreachable(str(away), fix="is the hub running? Its /readyz says what it waits for") from None
+    except Unusable as fault:
+        raise _failed(fault) from None
+    show.say(f"broker {name} ({identity.broker_id}) is registered; its secret is in {folder / 'identity.json'}")
+    show.note(f"run it with: pointsman broker run --dir {folder}")
+    return Exit.DONE
+
+
+def _registration(name: str, hubs: tuple[str, ...], token: str | None, auto_provide: bool) -> Any:
+    from broker import Registration
+
+    _, found = _hub_and_token(hubs[0] if hubs else None, token)
+    return Registration(token=found, name=name, auto_provide=auto_provide)
+
+
+def _hub_and_token(hub: str | None, token: str | None) -> tuple[str, str]:
+    """The hub that was named, or the one of this working directory; its token goes to no other hub."""
+    import os
+
+    from kernel.cli.connection import find_hub
+    from kernel.cli.failure import CommandFailed
+
+    environment = {"POINTSMAN_HUB": hub} if hub else dict(os.environ)
+    if token:
+        environment["POINTSMAN_TOKEN"] = token
+    connection = find_hub(environment, Path.cwd())
+    if connection.token is None:
+        fix = "give --token, or set POINTSMAN_TOKEN; a hub with auth.dev prints its token when it starts"
+        raise CommandFailed("no token to register the broker with", Exit.USAGE, fix=fix)
+    return connection.url, connection.token
+
+
+def _first(faults: BaseExceptionGroup[Any]) -> Unusable:
+    from broker import Unusable
+
+    fault = faults.exceptions[0]
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    assert isinstance(fault, Unusable)
+    return fault
+
+
+def _failed(fault: Unusable) -> CommandFailed:
+    from kernel.cli.exits import exit_of_answer
+    from kernel.cli.failure import CommandFailed
+
+    return CommandFailed(
+        str(fault), Exit.MISCONFIGURED if fault.status is None else exit_of_answer(fault.status, fault.code)
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pointsman")
+
+
+# -- looking ---------------------------------------------------------------------------------------------------
+
+
+@command.command("list")
+@json_option
+@asks_hub
+async def list_brokers(hub: Hub, as_json: bool) -> None:
+    """Show brokers, and who is connected."""
+    listed = await hub.pages("/runtime-brokers", "brokers")
+    if as_json:
+        show.document(listed)
+        return
+    rows = [
+        (row["name"], _status(row), row.get("version"), show.age(row.get("lastHeartbeat")), row["id"])
+        for row in listed["brokers"]
+    ]
+    show.table(("NAME", "STATUS", "VERSION", "HEARD", "ID"), rows)
+    if not rows:
+        show.note("no brokers yet: `pointsman broker register --name NAME` makes one; `make run` brings its own")
+
+
+@command.command("show")
+@click.argument("broker")
+@json_option
+@asks_hub
+async def show_broker(hub: Hub, broker: str, as_json: bool) -> None:
+    """Show one broker."""
+    from kernel.cli.names import broker_named
+
+    row = await broker_named(hub, broker)
+    if as_json:
+        show.document(row)
+        return
+    pairs: list[tuple[str, Any]] = [
+        ("id", row["id"]),
+        ("status", row.get("status")),
+        ("paused", row.get("paused") or None),
+        ("conflict", "two processes use its identity by turns" if row.get("conflict") else None),
+        ("version", row.get("version")),
+        ("capabilities", row.get("capabilities")),
+        ("labels", row.get("labels") or None),
+        ("hub", row.get("connectedHubId")),
+        ("connected", show.clock_time(row.get("connectedAt"))),
+        ("last heartbeat", show.clock_time(row.get("lastHeartbeat"))),
+        ("created", show.clock_time(row.get("created"))),
+    ]
+    show.fields(f"broker {row['name']}", pairs)
+
+
+def _status(row: dict[str, Any]) -> str:
+    status = str(row.get("status"))
+    more = [word for word in ("paused", "conflict") if row.get(word)]
+    return f"{status} ({', '.join(more)})" if more else status
