@@ -58,7 +58,7 @@ class BrokerProcess:
                 raise CommandFailed(f"scripted broker ended at its start:\n{child.tail()}")
             return json.loads(ready.read_text()) if ready.exists() else None
 
-        self._port = (await eventually(told, "scripted broker ready"))["port"]
+        self._port = (await eventually(told, "scripted broker ready", every=0.01))["port"]
         self._lifeline = await anyio.connect_tcp("127.0.0.1", self._port)
         await self._lifeline.send(b'{"do": "lifeline"}\n')
 

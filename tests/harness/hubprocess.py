@@ -29,12 +29,12 @@ plugins:
 """
 SHORT = {
     "dispatch.http_wait": "3s",
-    "dispatch.rolling_window": "6s",
+    "dispatch.rolling_window": "5s",
     "dispatch.deadline": "60s",
     "dispatch.reconnect_grace": "1s",
-    "channel.handshake": "5s",
+    "channel.handshake": "3s",
     "channel.ping": "1s",
-    "channel.dead_after": "6s",
+    "channel.dead_after": "4s",
     "channel.renew": "2s",
     "channel.stale_after": "8s",
     "sweep.stuck": "1s",
@@ -101,7 +101,7 @@ class HubProcess:
                     raise HubEnded(f"exit {child.exit_code} before it was ready")
                 return json.loads(ready.read_text()) if ready.exists() else None
 
-            self.ready = await eventually(told, "hub ready", patience=patience)
+            self.ready = await eventually(told, "hub ready", patience=patience, every=0.02)
         if self.client is None:
             self.client = HubClient(self.url, self.ready["token"], self.history)
         else:

@@ -237,7 +237,8 @@ class ScriptedBroker:
             if not self.auto or self.newest():
                 await self.auto_changed.wait()
                 continue
-            await anyio.sleep(self.pause_before_dial(wait))
+            if self.dialled:
+                await anyio.sleep(self.pause_before_dial(wait))
             try:
                 await self.open_socket(tasks)
                 wait = shortest

@@ -1,0 +1,265 @@
+"""What meets what at a bad moment: work that waits in its lane, answers that are no good, a broker put on pause."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from tests.harness.processes import eventually
+from tests.harness.scenes import Background
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from tests.harness.hubclient import Json
+    from tests.harness.scenes import Scene
+
+pytestmark = pytest.mark.anyio
+
+
+# -- what waits behind a call that is slow ------------------------------------------------------------------------
+
+
+async def test_what_waits_behind_a_slow_call_ends_at_its_own_deadline(ours: Scene, tasks: TaskGroup) -> None:
+    """It is in this hub's hands, and was never sent: it did not happen, and it is told so in time."""
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first = Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    second = await ours.api.do("suspend", agent["id"], prefer="wait=30", x_dispatch_deadline="2", idempotency_key="k2")
+    assert second.expect(504).code == "broker_timeout"
+    row = await ours.api.ended(second.dispatch, patience=10)
+    assert (row["state"], row["error"]["code"]) == ("expired", "broker_timeout")
+    assert first.running
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    assert ours.broker.events(what="request", op="suspend") == []
+    await ours.check()
+
+
+async def test_what_waits_unwritten_behind_a_slow_call_ends_at_its_own_deadline(ours: Scene, tasks: TaskGroup) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first = Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    second = await ours.api.do("suspend", agent["id"], prefer="wait=30", x_dispatch_deadline="2")
+    assert second.expect(504).code == "broker_timeout"
+    assert (await ours.api.ended(second.dispatch, patience=10))["state"] == "expired"
+    assert first.running
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    assert ours.broker.events(what="request", op="suspend") == []
+    await ours.check()
+
+
+async def test_what_waits_behind_a_slow_call_is_cancelled_at_once(ours: Scene, tasks: TaskGroup) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first = Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    second = (await ours.api.do("suspend", agent["id"], prefer="respond-async")).expect(202)
+    await ours.api.state_is(second.dispatch, "in_progress")
+    assert (await ours.api.cancel(second.dispatch)).expect(200).json["outcome"] == "cancel_requested"
+    row = await ours.api.ended(second.dispatch, patience=10)
+    assert (row["state"], row["error"]["code"]) == ("cancelled", "cancelled")
+    assert first.running
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    assert ours.broker.events(what="request", op="suspend") == []
+    await ours.check()
+
+
+async def test_many_calls_to_a_stuck_agent_delay_no_other_agent(ours: Scene, tasks: TaskGroup) -> None:
+    """More of them than the broker's window holds: they wait in one lane, and take one place."""
+    stuck, other = await ours.agent(), await ours.agent()
+    await ours.broker.rule(op="stop", agent=stuck["slug"], gate="slow")
+    calls = [Background() for _ in range(70)]
+    for call in calls:
+        tasks.start_soon(call.run, lambda: ours.api.do("stop", stuck["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="stop", agent=stuck["slug"])
+    await anyio.sleep(1)
+    message = (await ours.api.message(other["id"], "hello")).expect(202)
+    assert (await ours.api.ended(message.dispatch, patience=10))["state"] == "done"
+    await ours.broker.release("slow")
+    for call in calls:
+        (await call.answered()).expect(200)
+
+
+# -- a caller who does not want it any more ------------------------------------------------------------------------
+
+
+async def test_what_the_broker_puts_off_after_a_cancel_is_not_sent_again(ours: Scene) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", times=1, gate="slow", status=503, body="later")
+    answer = (await ours.api.do("restart", agent["id"], prefer="respond-async")).expect(202)
+    await ours.broker.seen(what="request", op="restart")
+    assert (await ours.api.cancel(answer.dispatch)).expect(200).json["outcome"] == "cancel_requested"
+    await ours.broker.release("slow")
+    row = await ours.api.ended(answer.dispatch)
+    assert row["state"] == "cancelled"
+    assert len(ours.broker.events(what="request", op="restart")) == 1
+    assert ours.broker.effects(op="restart") == []
+
+
+# -- pause -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_paused_broker_gets_nothing_that_waited_in_the_hub(ours: Scene, tasks: TaskGroup) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first, second = Background(), Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    tasks.start_soon(second.run, lambda: ours.api.do("suspend", agent["id"], prefer="wait=50"))
+    await anyio.sleep(0.5)
+    (await ours.api.ask("POST", f"/brokers/{ours.broker_id}/pause")).expect(200)
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    await anyio.sleep(1)
+    assert ours.broker.events(what="request", op="suspend") == []
+    (await ours.api.ask("POST", f"/brokers/{ours.broker_id}/resume")).expect(200)
+    (await second.answered()).expect(200)
+    await ours.check()
+
+
+# -- what the broker says --------------------------------------------------------------------------------------------
+
+HALF_A_LETTER = '{"text": "\\ud800"}'
+DEEP = "[" * 100_000
+DEEP_AND_WHOLE = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("body", [HALF_A_LETTER, DEEP, DEEP_AND_WHOLE, '{"much": 1e999}', '{"a": NaN}', "1" * 5_000])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_no_answer_can_hurt_the_hub(alone: Scene, body: str, status: int) -> None:
+    agent = await alone.agent()
+    await alone.broker.rule(op="stop", times=1, status=status, body=body)
+    answer = await alone.api.do("stop", agent["id"])
+    answer.expect(200 if status == 200 else 502)
+    assert (await alone.api.dispatch(answer.dispatch))["state"] == ("done" if status == 200 else "failed")
+    assert await alone.api.get("/dispatches", limit="10")
+    (await alone.api.do("stop", agent["id"])).expect(200)
+
+
+async def test_a_report_that_cannot_be_stored_hurts_nobody(alone: Scene, tasks: TaskGroup) -> None:
+    """It came before the answer of the start that makes its run, so it is applied after that."""
+    agent = await alone.quiet_agent()
+    await alone.broker.rule(op="start", gate="slow")
+    call = Background()
+    tasks.start_soon(call.run, lambda: alone.api.do("start", agent["id"], prefer="wait=30"))
+    asked = await alone.broker.seen(what="request", op="start")
+    run = await _run_of(asked)
+    for detail in ({"much": 10**400}, {"deep": _nested(400)}):
+        payload = {"agentId": agent["id"], "runId": run, "phase": "running", "detail": detail}
+        await alone.broker.tell("send", frame={"type": "event", "event": "agent_status", "payload": payload})
+    await alone.broker.release("slow")
+    (await call.answered()).expect(200)
+    (await alone.api.do("stop", agent["id"])).expect(200)
+
+
+async def test_another_brokers_report_displaces_none(ours: Scene, tasks: TaskGroup) -> None:
+    """A broker that knows the run of an agent that is not its own can say nothing about it, and silence nobody."""
+    agent = await ours.quiet_agent()
+    async with await ours.other_broker("other") as other:
+        await other.seen(what="connected")
+        await ours.broker.rule(op="start", gate="slow")
+        call = Background()
+        tasks.start_soon(call.run, lambda: ours.api.do("start", agent["id"], prefer="wait=30"))
+        run = await _run_of(await ours.broker.seen(what="request", op="start"))
+        told = {"agentId": agent["id"], "runId": run, "phase": "error"}
+        await ours.broker.tell("send", frame={"type": "event", "event": "agent_status", "payload": told})
+        await anyio.sleep(0.3)
+        lie = {**told, "phase": "running", "activity": "thinking"}
+        await other.tell("send", frame={"type": "event", "event": "agent_status", "payload": lie})
+        await anyio.sleep(0.3)
+        await ours.broker.release("slow")
+        (await call.answered()).expect(200)
+    await ours.api.agent_is(agent["id"], "error", patience=10)
+
+
+async def _run_of(asked: Json) -> str:
+    body = asked.get("json") or asked.get("body")
+    found = body if isinstance(body, dict) else __import__("json").loads(base64.b64decode(body or ""))
+    return str(found["runId"])
+
+
+def _nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# -- done again ------------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_done_again_for_a_deleted_agent(ours: Scene) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", times=1, status=500, body="broken")
+    failed = (await ours.api.do("restart", agent["id"])).expect(502)
+    (await ours.api.delete(agent["id"])).expect(200, 204)
+    (await ours.api.ask("POST", f"/dispatches/{failed.dispatch}/requeue")).expect(404, 409)
+    assert len(ours.broker.events(what="request", op="restart")) == 1
+
+
+# -- poison ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_unwritten_call_counts_the_first_death_too(ours: Scene, tasks: TaskGroup) -> None:
+    """Three deaths of the broker with it in hand are enough, also when nothing was written before the first."""
+    agent = await ours.agent()
+    rule = {"op": "restart", "gate": "never"}
+    await ours.broker.rule(**rule)
+    call = Background()
+    tasks.start_soon(call.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    for times in range(1, 4):
+        await ours.broker.seen(what="request", op="restart", times=times)
+        ours.broker.kill()
+        await ours.broker.restart(auto=False)
+        await ours.broker.rule(**rule)
+        await ours.online()
+    dispatch = ours.broker.events(what="request", op="restart")[0]["dispatch"]
+    row = await ours.api.ended(dispatch)
+    assert (row["state"], row["error"]["code"]) == ("failed", "poison")
+    assert len(ours.broker.events(what="request", op="restart")) == 3
+
+
+# -- a broker that is deleted ----------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_brokers_socket_closes_with_4410(ours: Scene) -> None:
+    async with await ours.other_broker("other") as other:
+        await other.seen(what="connected")
+        await ours.api.broker_is(other.broker_id, "online")
+        (await ours.api.ask("DELETE", f"/brokers/{other.broker_id}")).expect(204)
+        assert (await other.seen(what="closed"))["code"] == 4410
+
+
+async def test_a_new_secret_closes_the_socket_of_the_old_one(ours: Scene) -> None:
+    async with await ours.other_broker("other") as other:
+        await other.seen(what="connected")
+        known = await ours.api.broker(other.broker_id)
+        await ours.api.register_broker(known["name"], brokerId=other.broker_id)
+        assert (await other.seen(what="closed"))["code"] == 4410
+
+
+# -- links that come and go ------------------------------------------------------------------------------------------
+
+
+async def test_a_broker_that_flaps_leaves_nothing_behind_in_the_hub(alone: Scene) -> None:
+    agent = await alone.agent()
+    for _ in range(5):
+        await alone.offline()
+        await alone.online()
+
+    async def done() -> bool:
+        return (await alone.api.do("stop", agent["id"])).status == 200
+
+    await eventually(done, "the broker serves calls again")
+    await alone.check()
