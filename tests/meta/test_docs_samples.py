@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ SERVES = re.compile(r"make run|pointsman serve .*")
 GOES_ON = re.compile(r"pointsman broker run .*")
 LOOKS = re.compile(r"\b(list|show|logs|explain|running)\b|^curl (?!.*-(X|d) )")
 """Commands that may be repeated until what they tell has happened."""
+ONLINE = Command(line="pointsman broker list", shown=["built-in  online  …"])
+"""The built-in broker joins a moment after the hub is ready: readers take longer to change terminals."""
 USUAL_ADDRESS = "http://127.0.0.1:8080"
 PATIENCE = 60.0
 
@@ -58,6 +61,7 @@ class Walk:
     def take(self, command: Command) -> None:
         if SERVES.fullmatch(command.line):
             self._leave_running(command, _as_served(command.line))
+            self._run(ONLINE)
         elif GOES_ON.fullmatch(command.line):
             self._leave_running(command, command.line)
         else:
@@ -66,6 +70,8 @@ class Walk:
     def end(self) -> None:
         for child in reversed(self._running):
             child.stop(patience=15)
+        for pid in _at_work_in(self._directory):
+            os.kill(pid, signal.SIGKILL)
 
     def _run(self, command: Command) -> None:
         """Exit 0, and the lines of the page in their order."""
@@ -108,6 +114,17 @@ class Walk:
             assert child.alive, f"$ {line}\nended with exit {child.exit_code}:\n{child.tail()}"
             assert time.monotonic() < end, f"the page shows {lacking!r}; printed was\n{child.tail()}"
             time.sleep(0.1)
+
+
+def _at_work_in(directory: Path) -> Iterator[int]:
+    """Agents outlive their broker: those of a walk that failed half-way are still there."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            place = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if directory in place.parents:
+            yield int(process.name)
 
 
 def _as_served(line: str) -> str:
