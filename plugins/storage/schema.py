@@ -442,7 +442,9 @@ messages = _table(
 )
 
 # How unfinished rows are found without wading through history: by partial indexes. `ended_at` changes once, so a
-# claim touches only the smallest of them, that of what is in hand. Measured in bench/storage_sqlite.py.
+# claim touches only the smallest of them, that of what is in hand. Measured with 3,000 messages that wait for 64
+# agents: a claim costs 31 µs an intent, and 401 without `in_hand`, which itself costs an intent's whole life 7 µs.
+# With 100,000 ended rows a claim costs what it costs with none (bench/storage_sqlite.py).
 
 
 def _partial(table: sa.Table, name: str, columns: tuple[Any, ...], where: Any) -> None:

@@ -17,7 +17,7 @@ import anyio
 import pytest
 import sqlalchemy as sa
 
-from kernel import Agent, AlreadyExists, IntentId, Op, Recorded, Recording, StorageUnavailable
+from kernel import Agent, AlreadyExists, IntentId, Misconfigured, Op, Recorded, Recording, StorageUnavailable
 from kernel.testing.storage.world import World, ids
 from plugins.storage.sqlite import worker
 from plugins.storage.sqlite.opening import Options, opened
@@ -64,8 +64,10 @@ class Gate:
                 await anyio.sleep(0.005)
 
 
-def in_transaction(storage: SqliteStorage) -> bool:
-    return storage._writer.connection.in_transaction
+async def at_rest(storage: SqliteStorage) -> bool:
+    """Once everything that was asked is done, no transaction is open."""
+    await storage.ping()
+    return not storage._writer.connection.in_transaction
 
 
 # -- group commit -------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ async def test_a_function_that_ends_the_transaction_itself_spoils_no_neighbour(
 
     with pytest.raises(StorageUnavailable):
         await storage.sql.transaction(ends_it)
-    assert not in_transaction(storage)
+    assert await at_rest(storage)
     await world.record(Op.STOP, await world.new_agent())
 
 
@@ -153,7 +155,7 @@ async def test_a_caller_who_leaves_while_it_waits_leaves_nothing_behind(world: W
             await storage.record(Recording(intents=(new,)))
         gate.opened.set()
     assert await storage.find_intents([new.id]) == []
-    assert not in_transaction(storage)
+    assert await at_rest(storage)
 
 
 async def test_a_caller_who_leaves_while_its_function_runs_leaves_nothing_behind(
@@ -165,8 +167,7 @@ async def test_a_caller_who_leaves_while_its_function_runs_leaves_nothing_behind
         await gate.wait()
         tasks.cancel_scope.cancel()
     gate.opened.set()
-    await storage.ping()
-    assert not in_transaction(storage)
+    assert await at_rest(storage)
     project = await storage.find_project(world.project.id)
     assert project is not None
     assert project.name == world.project.name
@@ -186,8 +187,35 @@ async def test_many_callers_that_come_and_go_leave_the_writer_whole(world: World
             tasks.start_soon(call, number)
     found = await storage.find_intents(acknowledged)  # type: ignore[arg-type]
     assert ids(found) == acknowledged
-    assert not in_transaction(storage)
+    assert await at_rest(storage)
     await world.record(Op.STOP, agents[0])
+
+
+async def test_a_claim_whose_caller_left_before_the_commit_is_given_back(world: World, storage: SqliteStorage) -> None:
+    intent = await world.record(Op.STOP, await world.new_agent())
+    first, second = Gate(storage), Gate(storage)
+
+    async def told_nothing(call: Any) -> None:
+        with pytest.raises(StorageUnavailable):
+            await call()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(first.hold)
+        await first.wait()
+        tasks.start_soon(told_nothing, world.claim)
+        await anyio.sleep(0.2)
+        tasks.start_soon(told_nothing, second.hold)
+        await anyio.sleep(0.05)
+        first.opened.set()
+        await second.wait()
+        await anyio.sleep(DEADLINE)
+        second.opened.set()
+    await storage.ping()
+    [again] = (await world.claim()).intents
+    assert (again.id, again.attempts) == (intent.id, 2)
+    view = await storage.explain(intent.id)
+    assert view is not None
+    assert [step.reason for step in view.history][-3:] == ["claimed", "unheard", "claimed"]
 
 
 # -- time -----------------------------------------------------------------------------------------------------------
@@ -300,6 +328,14 @@ async def record_on_and_on(world: World, agent: Agent, acknowledged: list[Intent
         acknowledged.append(intent.id)
 
 
+async def test_a_file_that_is_locked_at_the_start_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    await (await opened(Options(path=str(path)))).close()
+    with locked(path), pytest.raises(Misconfigured, match="another program holds a lock"):
+        await opened(Options(path=str(path), deadline=0.2))
+    await (await opened(Options(path=str(path)))).close()
+
+
 # -- a full disk ------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +346,7 @@ async def test_a_full_database_is_told_and_work_goes_on_with_more_space(world: W
     await storage.sql.run(sa.text(f"PRAGMA max_page_count = {pages + 4}"))
     with pytest.raises(StorageUnavailable, match="full"):
         await record_on_and_on(world, agent, acknowledged)
-    assert not in_transaction(storage)
+    assert await at_rest(storage)
     await storage.find_agent(agent.id)
     await storage.sql.run(sa.text("PRAGMA max_page_count = 1000000"))
     acknowledged.append((await world.record(Op.MESSAGE, agent)).id)

@@ -153,6 +153,8 @@ class AgentContract(StorageContract):
         here = AgentFilter(project_id=world.project.id, phase="running")
         assert [agent.id for agent in await world.storage.list_agents(here, Page())] == [two.id]
         assert await world.storage.count_agents(here) == 1
+        named = AgentFilter(runtime_broker_id=world.broker.id, slug=far.slug)
+        assert [agent.id for agent in await world.storage.list_agents(named, Page())] == [far.id]
         nobody = AgentFilter(project_id="nonsense")
         assert await world.storage.list_agents(nobody, Page()) == []
 

@@ -149,7 +149,11 @@ class SqliteStorage:
         return await self._write(lambda tx: births.record(tx, recording))
 
     async def claim(self, request: ClaimRequest) -> Claims:
-        return await self._write(lambda tx: claims.claim(tx, request))
+        """When the caller has left before its answer, nobody has in hand what was taken: it is given back."""
+        return await self._writer.call(
+            lambda tx: claims.claim(tx, request),
+            lambda taken: self._writer.later(lambda tx: sweeping.give_back(tx, taken.intents)),
+        )
 
     async def poll(self, node_id: NodeId) -> list[BrokerId]:
         return await self._read(lambda tx: claims.poll(tx, node_id))

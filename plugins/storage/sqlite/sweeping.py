@@ -61,6 +61,12 @@ def hand_back(tx: Tx, intents: Iterable[Intent], reason: str, node_id: str, move
             moves.add((back, step(tx, back, State.IN_PROGRESS, reason, node_id, epoch=epoch, attempt=attempt)))
 
 
+def give_back(tx: Tx, taken: Iterable[Intent]) -> None:
+    """A claim of which its node never heard."""
+    for intent in taken:
+        hand_back(tx, [intent], "unheard", intent.claimed_by or intent.node_id, Moves())
+
+
 def _in_hand(home: Home) -> Query[Intent]:
     return Query(
         home.select().where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS).order_by(home.c.seq),

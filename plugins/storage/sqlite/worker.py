@@ -32,37 +32,49 @@ STEPS = 20_000
 class Job(Generic[T]):
     """One function, who waits for its answer, and whether somebody still does."""
 
-    __slots__ = ("abandoned", "answer", "function", "loop", "outcome", "until")
+    __slots__ = ("abandoned", "answer", "fault", "function", "kept", "loop", "unheard", "until", "value")
 
-    def __init__(self, function: Callable[[Any], T], until: float) -> None:
+    def __init__(self, function: Callable[[Any], T], until: float, unheard: Callable[[T], None] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[T] = self.loop.create_future()
         self.function = function
         self.until = until
+        self.unheard = unheard
+        """Called with an answer that was committed when its caller had left."""
         self.abandoned = False
-        self.outcome: tuple[T | None, BaseException | None] = (None, None)
+        self.kept = False
+        """It succeeded, and its caller was still there."""
+        self.value: T
+        self.fault: BaseException | None = None
+
+    def run(self, tx: Tx) -> None:
+        """On the worker's thread."""
+        with Kept() as kept:
+            self.value = self.function(tx)
+        self.fault = kept.fault
+        self.kept = kept.fault is None and not self.abandoned
 
     def deliver(self) -> None:
         """On the loop's thread."""
-        value, fault = self.outcome
         if self.answer.done():
-            return
-        if fault is None:
-            self.answer.set_result(value)  # type: ignore[arg-type]
+            if self.kept and self.unheard:
+                self.unheard(self.value)
+        elif self.fault is None:
+            self.answer.set_result(self.value)
         else:
-            self.answer.set_exception(fault)
+            self.answer.set_exception(self.fault)
 
-    @staticmethod
-    def hand_over(jobs: list[Job[Any]]) -> None:
-        """From the worker's thread: wake each loop once."""
-        loops: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
-        for job in jobs:
-            loops.setdefault(job.loop, []).append(job)
-        for loop, theirs in loops.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, theirs)
-            except RuntimeError:
-                continue  # the loop is closed: nobody waits any more
+
+def hand_over(jobs: list[Job[Any]]) -> None:
+    """From the worker's thread: wake each loop once."""
+    loops: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
+    for job in jobs:
+        loops.setdefault(job.loop, []).append(job)
+    for loop, theirs in loops.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, theirs)
+        except RuntimeError:
+            continue  # the loop is closed: nobody waits any more
 
 
 def _deliver(jobs: list[Job[Any]]) -> None:
@@ -102,23 +114,30 @@ class Worker:
         self._thread.start()
         await self._opened.answer
 
-    async def call(self, function: Callable[[Any], T]) -> T:
+    async def call(self, function: Callable[[Any], T], unheard: Callable[[T], None] | None = None) -> T:
         """Run `function` on the thread and give its answer.
 
         Raises: StorageUnavailable when there is none in time; whatever the function raised.
         """
-        if self._closing:
-            raise StorageUnavailable("the database was closed: this hub is stopping")
-        if self._queue.qsize() >= WAITING:
-            raise StorageUnavailable("too many calls wait for the database: try again")
-        job = Job(function, time.monotonic() + self._deadline)
-        self._queue.put(job)
+        job = Job(function, time.monotonic() + self._deadline, unheard)
+        self._put(job)
         with anyio.move_on_after(self._deadline):
             try:
                 return await job.answer
             finally:
                 job.abandoned = True
         raise StorageUnavailable(f"the database gave no answer within {self._deadline:g} s: try again")
+
+    def later(self, function: Callable[[Any], None]) -> None:
+        """Run `function` when its turn comes; nobody waits for it."""
+        self._queue.put(Job(function, float("inf")))
+
+    def _put(self, job: Job[Any]) -> None:
+        if self._closing:
+            raise StorageUnavailable("the database was closed: this hub is stopping")
+        if self._queue.qsize() >= WAITING:
+            raise StorageUnavailable("too many calls wait for the database: try again")
+        self._queue.put(job)
 
     async def close(self) -> None:
         """Do what was asked, then end the thread and close its connection."""
@@ -133,8 +152,8 @@ class Worker:
     def _run(self) -> None:
         with Kept() as opening:
             self.connection = self._connect()
-        self._opened.outcome = (None, opening.fault)
-        Job.hand_over([self._opened])
+        self._opened.fault, self._opened.value = opening.fault, None
+        hand_over([self._opened])
         if opening.fault is None:
             while jobs := self._take():
                 self.serve([job for job in jobs if not job.abandoned])
@@ -167,20 +186,18 @@ class Reader(Worker):
 
     def serve(self, jobs: list[Job[Any]]) -> None:
         for job in jobs:
-            self._read(job)
-            Job.hand_over([job])
+            with Kept() as kept:
+                self._read(job)
+            job.fault = job.fault or kept.fault
+            hand_over([job])
 
     def _read(self, job: Job[Any]) -> None:
         self.connection.set_progress_handler(lambda: int(job.abandoned or time.monotonic() > job.until), STEPS)
-        with Kept() as kept:
-            self.connection.execute("BEGIN")
-            job.outcome = (job.function(self._begin(self.connection)), None)
-        if kept.fault is not None:
-            job.outcome = (None, kept.fault)
+        self.connection.execute("BEGIN")
+        job.run(self._begin(self.connection))
         self.connection.set_progress_handler(None, 0)
-        with Kept():
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
 
 
 class Writer(Worker):
@@ -201,7 +218,7 @@ class Writer(Worker):
                 done = self._commit(jobs)
             if kept.fault is not None:
                 done = self._undo(jobs, kept.fault)
-            Job.hand_over(jobs[:done])
+            hand_over(jobs[:done])
             jobs = jobs[done:]
 
     def _commit(self, jobs: list[Job[Any]]) -> int:
@@ -212,8 +229,8 @@ class Writer(Worker):
             before = self.connection.total_changes
             self._member(job)
             if not self.connection.in_transaction:
-                return self._undo(jobs[:done], job.outcome[1])
-            changed += job.outcome[1] is None and self.connection.total_changes > before
+                return self._undo(jobs[:done], job.fault)
+            changed += job.kept and self.connection.total_changes > before
         self.connection.execute("COMMIT")
         if changed:
             self.committed += changed
@@ -223,15 +240,11 @@ class Writer(Worker):
     def _member(self, job: Job[Any]) -> None:
         """Run one function in its savepoint. A fault may take the whole transaction with it: a full disk does."""
         self.connection.execute("SAVEPOINT member")
-        with Kept() as kept:
-            job.outcome = (job.function(self._begin(self.connection)), None)
-        if kept.fault is not None:
-            job.outcome = (None, kept.fault)
-        if not self.connection.in_transaction:
-            return
-        if kept.fault is not None or job.abandoned:
-            self.connection.execute("ROLLBACK TO member")
-        self.connection.execute("RELEASE member")
+        job.run(self._begin(self.connection))
+        if self.connection.in_transaction:
+            if not job.kept:
+                self.connection.execute("ROLLBACK TO member")
+            self.connection.execute("RELEASE member")
 
     def _undo(self, jobs: list[Job[Any]], fault: BaseException | None) -> int:
         """Nothing of the batch was written: whoever has no error of their own is told so."""
@@ -240,6 +253,7 @@ class Writer(Worker):
                 self.connection.execute("ROLLBACK")
         why = fault.message if isinstance(fault, StorageUnavailable) else "the transaction failed, nothing was done"
         for job in jobs:
-            if job.outcome[1] is None:
-                job.outcome = (None, StorageUnavailable(why))
+            job.kept = False
+            if job.fault is None:
+                job.fault = StorageUnavailable(why)
         return len(jobs)
