@@ -105,11 +105,13 @@ class Waiters:
 
         Raises: the error by which this node could not learn or store the end.
         """
-        async with anyio.create_task_group() as tasks:
-            if waiter.recorded:
+        if waiter.recorded:
+            async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._kick, waiter, kick)
+                seen = await waiter.outcome(wait, window)
+                tasks.cancel_scope.cancel()
+        else:
             seen = await waiter.outcome(wait, window)
-            tasks.cancel_scope.cancel()
         if isinstance(seen, PointsmanError):
             raise seen
         return seen

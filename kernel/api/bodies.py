@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,6 +12,7 @@ import msgspec
 from kernel.errors import Invalid, Malformed
 
 T = TypeVar("T", bound=msgspec.Struct)
+_fields = cache(msgspec.structs.fields)  # it reads the annotations anew each time: a tenth of a millisecond
 
 
 def from_body(raw: bytes, expected: type[T]) -> T:
@@ -42,7 +44,7 @@ def from_query(query: str, expected: type[T]) -> T:
 def _built(said: Mapping[str, Any], expected: type[T], *, strict: bool, nul: bool) -> T:
     values: dict[str, Any] = {}
     bad: dict[str, str] = {}
-    for field in msgspec.structs.fields(expected):
+    for field in _fields(expected):
         if field.encode_name not in said:
             if field.required:
                 bad[field.encode_name] = "is required"

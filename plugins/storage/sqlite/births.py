@@ -94,7 +94,7 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     repeated = _repeated(tx, recording)
     if repeated:
         return Recorded(repeated=repeated)
-    known = [tx.one(_KNOWN[home_of(new.op).lane], which=new.id) for new in recording.intents]
+    known = [known_before(tx, new) for new in recording.intents]
     if known and None not in known:
         return Recorded(intents=tuple(intent for intent in known if intent))
     if recording.provider:
@@ -107,6 +107,11 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     if recording.key:
         keep_key(tx, recording.key, intent_id=intents[0].id if intents else None)
     return Recorded(intents=tuple(intents), superseded=tuple(superseded), transitions=tuple(transitions))
+
+
+def known_before(tx: Tx, new: NewIntent) -> Intent | None:
+    """Its row, if it was written before and only the answer was lost."""
+    return tx.one(_KNOWN[home_of(new.op).lane], which=new.id)
 
 
 def _repeated(tx: Tx, recording: Recording) -> Repeated | None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State
 from plugins.storage.schema import runtime_brokers
 from plugins.storage.sqlite.agents import agent_by_id, change_agent
-from plugins.storage.sqlite.births import insert
+from plugins.storage.sqlite.births import insert, known_before
 from plugins.storage.sqlite.endings import CANCELLED, finish_pending
 from plugins.storage.sqlite.history import born_ended, step
 from plugins.storage.sqlite.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
@@ -145,8 +145,7 @@ _EPOCH = Query[int](sa.select(runtime_brokers.c.connection_epoch).where(runtime_
 def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
     """A LOCAL call and its outcome. When the broker was claimed again since, the outcome is a fact all the same, but
     the agent is left to the broker's next report."""
-    known = find_intent(tx, new.id)
-    if known is not None:
+    if known_before(tx, new) is not None:
         return end(tx, ended)
     session = ended.session
     intent = insert(

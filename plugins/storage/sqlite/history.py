@@ -28,9 +28,11 @@ def step(
     epoch: int | None = None,
     attempt: int | None = None,
     detail: dict[str, Any] | None = None,
+    last: tuple[int, int] | None = None,
 ) -> Transition:
-    """Write that `intent` came from `came_from` into the state that it has now."""
-    n, since = tx.one(_LAST, which=intent.id) or (0, intent.created_at)
+    """Write that `intent` came from `came_from` into the state that it has now. `last`: number and instant of the step
+    before, where they are at hand."""
+    n, since = last or tx.one(_LAST, which=intent.id) or (0, intent.created_at)
     return _write(
         tx,
         Transition(
@@ -78,6 +80,7 @@ def born_ended(tx: Tx, intent: Intent, reason: str, detail: dict[str, Any]) -> l
         epoch=intent.claimed_epoch,
         attempt=intent.attempts,
         detail=detail,
+        last=(written[-1].n, written[-1].at),
     )
     return [*written, end]
 
