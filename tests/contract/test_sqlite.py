@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +14,18 @@ from plugins.storage.sqlite.opening import Options, opened
 from plugins.storage.sqlite.storage import SqliteStorage
 
 
+@pytest.fixture(scope="module")
+async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its schema; each test gets a copy."""
+    path = tmp_path_factory.mktemp("migrated") / "hub.db"
+    await (await opened(Options(path=str(path)))).close()
+    return path
+
+
 class OnSqlite:
     @pytest.fixture
-    async def storage(self, tmp_path: Path) -> AsyncIterator[Storage]:
+    async def storage(self, tmp_path: Path, migrated: Path) -> AsyncIterator[Storage]:
+        shutil.copy(migrated, tmp_path / "hub.db")
         storage = SqliteStorage(await opened(Options(path=str(tmp_path / "hub.db"))))
         yield storage
         await storage.close()
