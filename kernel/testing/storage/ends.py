@@ -84,6 +84,18 @@ class EndContract(StorageContract):
         assert (await world.read(intent.id)).state is State.DONE
         assert (await world.read_agent(agent.id)).phase is Phase.RUNNING
 
+    async def test_an_end_that_another_attempt_wrote_is_not_this_ones(self, world: World) -> None:
+        """The same state, but another claim's: a late answer is dropped and counted, not taken for a repeat."""
+        intent = await world.claimed(Op.STOP, await world.new_agent())
+        old = world.session
+        await world.connect()
+        [second] = (await world.claim()).intents
+        await world.end(second, result={"by": "second"})
+        assert not (await world.end(intent, session=old)).accepted
+        assert not (await world.end(second, session=old)).accepted
+        assert not (await world.end(intent)).accepted
+        assert (await world.read(intent.id)).result == {"by": "second"}
+
     async def test_an_end_of_nothing_is_not_accepted(self, world: World) -> None:
         new = world.intent(Op.STOP, await world.new_agent())
         for unknown in (new.id, "nonsense"):

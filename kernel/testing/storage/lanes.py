@@ -268,6 +268,13 @@ class LaneContract(StorageContract):
         [last] = (await world.claim()).intents
         assert not (await world.end(last)).waiting
 
+    async def test_what_is_in_hand_does_not_wait(self, world: World) -> None:
+        agent = await world.new_agent()
+        stop = await world.record(Op.STOP, agent)
+        await world.record(Op.MESSAGE, agent)
+        await world.claim()
+        assert not (await world.end(await world.read(stop.id))).waiting
+
     async def test_the_end_that_stores_running_wakes_the_messages(self, world: World) -> None:
         agent = await world.new_agent(Phase.STARTING)
         await world.record(Op.MESSAGE, agent)

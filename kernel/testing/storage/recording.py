@@ -54,6 +54,16 @@ class RecordingContract(StorageContract):
         assert recorded.intents[0].agent_id == agent.id
         assert (await world.read(new.id)).op is Op.MESSAGE
 
+    @pytest.mark.parametrize("field", ["msg", "envelope"])
+    async def test_a_text_that_is_no_text_is_refused(self, world: World, field: str) -> None:
+        """Half of a surrogate pair: valid in JSON, not in UTF-8."""
+        agent = await world.new_agent()
+        new = world.intent(Op.MESSAGE, agent)
+        bad = "\ud83d" if field == "msg" else {"thread": "\ud83d"}
+        with pytest.raises(Invalid):
+            await world.storage.record(Recording(intents=(_with(new, world.message(new.id, agent, **{field: bad})),)))
+        assert await world.storage.find_intents([new.id]) == []
+
     async def test_a_recorded_intent_has_a_deadline(self, world: World) -> None:
         agent = await world.new_agent()
         intent = await world.record(Op.STOP, agent, deadline_in=10.0)

@@ -9,7 +9,7 @@ import pytest
 
 from kernel.agent import Phase
 from kernel.broker import BrokerId, SessionId
-from kernel.errors import NotFound
+from kernel.errors import Invalid, NotFound
 from kernel.intent import Intent, Op, State
 from kernel.node import Node, NodeId
 from kernel.storage import BrokerEdit, BrokerJoin, Progress, SessionClaimed
@@ -26,6 +26,12 @@ class SessionContract(StorageContract):
         claimed = await world.connect(last_epoch=41)
         assert claimed.session.epoch == 42
         assert (await world.connect(last_epoch=7)).session.epoch == 43
+
+    @pytest.mark.parametrize("epoch", [2**63 - 1, 2**63, 2**80])
+    async def test_an_epoch_beyond_all_bounds_is_refused(self, world: World, epoch: int) -> None:
+        with pytest.raises(Invalid):
+            await world.storage.claim_session(world.session_claim(last_epoch=epoch))
+        assert (await world.read_broker()).connection_epoch == world.session.epoch
 
     async def test_the_newest_claim_wins_and_names_the_former(self, world: World) -> None:
         old = world.session
