@@ -16,7 +16,21 @@ from bench.rig.caller import closed_loop
 from bench.rig.hub import serving
 from bench.rig.sampling import FILE
 
-IDLE = ("base_events.py", "runners.py", "worker.py Worker._take", "threading.py", "sampling.py", "thread.py", "queues", "runpy", "click/", "cli/", "__main__", "_core/_eventloop.py", "_asyncio.py AsyncIOBackend.run")
+IDLE = (
+    "base_events.py",
+    "runners.py",
+    "worker.py Worker._take",
+    "threading.py",
+    "sampling.py",
+    "thread.py",
+    "queues",
+    "runpy",
+    "click/",
+    "cli/",
+    "__main__",
+    "_core/_eventloop.py",
+    "_asyncio.py AsyncIOBackend.run",
+)
 
 
 async def sampled(path: str, callers: int, seconds: float, directory: Path) -> tuple[dict[str, dict[str, int]], int]:
