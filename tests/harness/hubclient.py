@@ -51,6 +51,7 @@ class HubClient:
     def __init__(self, url: str, token: str, history: History, *, patience: float = 90.0) -> None:
         self.history = history
         self._patience = patience
+        self._former: list[httpx2.AsyncClient] = []
         self._http = self._open(url, token)
 
     def _open(self, url: str, token: str) -> httpx2.AsyncClient:
@@ -59,12 +60,15 @@ class HubClient:
             base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=self._patience, trust_env=False
         )
 
-    async def move(self, url: str, token: str) -> None:
-        await self._http.aclose()
-        self._http = self._open(url, token)
+    def move(self, url: str, token: str) -> None:
+        """Speak to another address from now on; what is under way at the old one goes on."""
+        if (url, token) != (self.url, self.token):
+            self._former.append(self._http)
+            self._http = self._open(url, token)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        for client in (*self._former, self._http):
+            await client.aclose()
 
     async def ask(
         self,

@@ -105,7 +105,7 @@ class HubProcess:
         if self.client is None:
             self.client = HubClient(self.url, self.ready["token"], self.history)
         else:
-            await self.client.move(self.url, self.ready["token"])
+            self.client.move(self.url, self.ready["token"])
         self.history.write("hub_ready", node=self.ready["nodeId"], pid_of_hub=self.ready["pid"])
 
     @property
