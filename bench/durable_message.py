@@ -22,6 +22,8 @@ from bench.rig.commits import TEXT, commit_time
 from bench.rig.hub import Hub, serving
 
 ARRIVES_WITHIN = 20.0
+PACE = 0.02
+"""Seconds from one message to the next where delivery alone is timed."""
 
 
 def messages(hub: Hub, agents: list[str]) -> list[bytes]:
@@ -39,21 +41,34 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
     delivered = report.Table(
         "from the POST to the frame at the broker",
         *("callers", "messages", "p50 ms", "p99 ms", "all there after ms", "lost"),
-        note="`all there`: after the last 202",
+        note="callers without pause outrun their agents' lanes, which go one by one; `all there`: after the last 202",
     )
     async with (
         serving(directory / "bare", bare=True) as bare,
         serving(directory / "hub") as hub,
         world(hub, max(CALLERS), directory) as (agents, broker),
     ):
+        step("time to delivery")
+        paced = await _paced(hub, messages(hub, agents[:1])[0], chosen.seconds)
+        await _delivered(delivered, f"one message each {PACE * 1000:g} ms", paced, broker)
         for callers in CALLERS:
             step(f"durable message, {callers} at once")
             floor = await closed_loop(bare.address, messages(bare, agents[:callers]), chosen.seconds / 2)
             calls, batch = await _send(hub, messages(hub, agents[:callers]), chosen.seconds)
             commit = commit_time(directory, batch, chosen.seconds / 4)
             _taken(taken, callers, floor, calls, batch, commit)
-            await _delivered(delivered, callers, calls, broker)
+            await _delivered(delivered, str(callers), calls, broker)
     return taken, delivered
+
+
+async def _paced(hub: Hub, asked: bytes, seconds: float) -> Calls:
+    """One caller who leaves the lane time to get empty."""
+    rounds: list[Calls] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        rounds.append(await closed_loop(hub.address, [asked], 1.0, most=1))
+        await anyio.sleep(PACE)
+    return Calls(timed=[call for one in rounds for call in one.timed], statuses={}, seconds=seconds)
 
 
 async def _send(hub: Hub, asked: list[bytes], seconds: float) -> tuple[Calls, int]:
@@ -79,7 +94,7 @@ def _taken(table: report.Table, callers: int, floor: Calls, calls: Calls, batch:
     table.add(callers, bare, batch, commit * 1000, durable, late, calls.rate, durable / (bare + commit * 1000))
 
 
-async def _delivered(table: report.Table, callers: int, calls: Calls, broker: Child) -> None:
+async def _delivered(table: report.Table, callers: str, calls: Calls, broker: Child) -> None:
     """Waits until the broker has them all, so that the next round starts with empty lanes."""
     arrived: dict[str, float] = {}
     until = time.monotonic() + ARRIVES_WITHIN
@@ -95,7 +110,7 @@ async def _delivered(table: report.Table, callers: int, calls: Calls, broker: Ch
 
 
 async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(len(CALLERS)) as step:
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(len(CALLERS) + 1) as step:
         tables = await measure(chosen, step, Path(made))
     report.tell(chosen, *tables)
 

@@ -48,8 +48,7 @@ async def registered(hub: Hub, count: int) -> list[dict[str, str]]:
     numbers = iter(range(count))
 
     async def work() -> None:
-        for number in numbers:
-            made.append(await hub.register_broker(f"idle-{number}"))
+        made.extend([await hub.register_broker(f"idle-{number}") for number in numbers])
 
     async with anyio.create_task_group() as tasks:
         for _ in range(8):

@@ -1,12 +1,9 @@
-"""Durable records on SQLite at 1, 16 and 64 callers, beside the floor of a bare insert and commit on the same disk.
-
-Usage: python bench/storage_sqlite.py [--seconds 3] [--history 100000] [--backlog 10000]
-"""
+"""The SQLite backend alone: durable records at 1, 16 and 64 callers beside bare inserts and commits on the same disk,
+then claims and ends, and what one call costs as history and backlog grow."""
 
 from __future__ import annotations
 
 import argparse
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -15,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-from rich.console import Console
-from rich.table import Table
+import msgspec
+import sqlalchemy as sa
 
+from bench.rig import report
+from bench.rig.commits import TEXT, commit_time
 from kernel import (
     SYSTEM,
     Agent,
@@ -40,10 +39,11 @@ from kernel import (
     State,
     lane_of,
 )
+from plugins.storage.schema import messages
 from plugins.storage.sqlite.opening import Options, opened
 from plugins.storage.sqlite.storage import SqliteStorage
 
-TEXT = "x" * 250
+CALLERS = (1, 16, 64)
 Timed = Callable[[], Awaitable[object]]
 
 
@@ -129,27 +129,7 @@ class World:
 
 
 def _with(intent: NewIntent, said: Message) -> NewIntent:
-    import msgspec
-
     return msgspec.structs.replace(intent, message=said)
-
-
-def floor(directory: Path, seconds: float) -> float:
-    """Bare sqlite3: one insert of 250 bytes, one commit, WAL, FULL; a second."""
-    connection = sqlite3.connect(directory / "floor.db", isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("CREATE TABLE floor (id TEXT PRIMARY KEY, text TEXT NOT NULL)")
-    done, until = 0, time.perf_counter() + seconds
-    started = time.perf_counter()
-    while time.perf_counter() < until:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO floor VALUES (?, ?)", (SYSTEM.uuid7(), TEXT))
-        connection.execute("COMMIT")
-        done += 1
-    elapsed = time.perf_counter() - started
-    connection.close()
-    return done / elapsed
 
 
 async def rate(call: Callable[[int], Awaitable[object]], callers: int, seconds: float) -> tuple[float, float]:
@@ -179,63 +159,75 @@ async def spent(call: Timed, rounds: int = 20) -> float:
     return statistics.median(times) * 1000
 
 
-async def measure(arguments: argparse.Namespace, console: Console) -> None:
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        bare = floor(Path(directory), arguments.seconds)
-        storage = SqliteStorage(await opened(Options(path=f"{directory}/hub.db", deadline=600.0)))
+async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+    storage = SqliteStorage(await opened(Options(path=f"{directory}/hub.db", deadline=600.0)))
+    try:
         world = World(storage)
         await world.build(agents=64)
-        table = Table(title="durable records, synchronous = FULL")
-        for column in ("callers", "records/s", "p50 ms", "× floor", "in one commit"):
-            table.add_column(column, justify="right")
-        table.add_row("floor (bare sqlite3)", f"{bare:,.0f}", f"{1000 / bare:.2f}", "1.00", "1")
-
-        async def record(number: int) -> None:
-            await storage.record(Recording(intents=(world.message(number),)))
-
-        for callers in (1, 16, 64):
-            speed, median = await rate(record, callers, arguments.seconds)
-            row = (f"{speed:,.0f}", f"{median:.2f}", f"{speed / bare:.2f}", f"{storage.last_batch:.0f}")
-            table.add_row(str(callers), *row)
-        console.print(table)
-        await lives(world, arguments.seconds, console)
-        await growth(world, arguments, console)
+        step("records")
+        tables = [await records(world, chosen.seconds, directory)]
+        step("claims and ends")
+        tables.append(await lives(world, chosen.seconds))
+        step("growth")
+        return [*tables, await growth(world, chosen)]
+    finally:
         await storage.close()
 
 
-async def lives(world: World, seconds: float, console: Console) -> None:
+async def records(world: World, seconds: float, directory: Path) -> report.Table:
+    table = report.Table(
+        "durable records, synchronous = FULL",
+        *("callers", "records/s", "p50 ms", "in one commit", "bare rows/s so", "rate × bare"),
+        note="bare sqlite3 beside it, as many rows in one commit",
+    )
+
+    async def record(number: int) -> None:
+        await world.storage.record(Recording(intents=(world.message(number),)))
+
+    for callers in CALLERS:
+        speed, middle = await rate(record, callers, seconds)
+        batch = max(1, round(world.storage.last_batch))
+        bare = batch / commit_time(directory, batch, seconds / 2)
+        table.add(callers, speed, middle, batch, bare, speed / bare)
+    return table
+
+
+async def lives(world: World, seconds: float) -> report.Table:
     """Claims and ends, 64 at a time, of what the records left behind."""
     ended, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds and (done := await world.cycle(64)):
         ended += done
-    console.print(f"claimed and ended, 64 at a time: {ended / (time.perf_counter() - started):,.0f}/s")
+    table = report.Table("claimed and ended, 64 at a time", "messages", "a second")
+    table.add(ended, ended / (time.perf_counter() - started))
+    return table
 
 
-async def growth(world: World, arguments: argparse.Namespace, console: Console) -> None:
+async def growth(world: World, chosen: argparse.Namespace) -> report.Table:
     """What a claim, a poll and the sweeps cost as history and backlog grow."""
     storage = world.storage
-    table = Table(title="ms for one call, as history and backlog grow")
-    for column in ("ended rows", "pending rows", "record", "claim + end", "claim, empty", "poll", "sweeps", "gauges"):
-        table.add_column(column, justify="right")
+    table = report.Table(
+        "ms for one call, as history and backlog grow",
+        *("ended rows", "pending rows", "record", "claim + end", "claim, empty", "poll", "sweeps", "gauges"),
+    )
     ended = pending = 0
-    for history, backlog in ((0, 0), (arguments.history, 0), (arguments.history, arguments.backlog)):
+    for history, backlog in ((0, 0), (chosen.history, 0), (chosen.history, chosen.backlog)):
         while await world.cycle(256):
             pass
         await _fill(world, "done", history - ended)
         await _fill(world, "pending", backlog - pending)
         ended, pending = history, backlog
         nothing = ClaimRequest(session=world.session, limit=1, ops=frozenset({Op.STOP}))
-        table.add_row(
-            f"{history:,}",
-            f"{backlog:,}",
-            f"{await spent(lambda: storage.record(Recording(intents=(world.message(1),)))):.2f}",
-            f"{await spent(lambda: world.cycle(1)):.2f}",
-            f"{await spent(partial(storage.claim, nothing)):.2f}",
-            f"{await spent(lambda: storage.poll(world.node)):.2f}",
-            f"{await spent(lambda: _sweeps(world)):.2f}",
-            f"{await spent(storage.unfinished):.2f}",
+        table.add(
+            history,
+            backlog,
+            await spent(lambda: storage.record(Recording(intents=(world.message(1),)))),
+            await spent(lambda: world.cycle(1)),
+            await spent(partial(storage.claim, nothing)),
+            await spent(lambda: storage.poll(world.node)),
+            await spent(lambda: _sweeps(world)),
+            await spent(storage.unfinished),
         )
-    console.print(table)
+    return table
 
 
 async def _sweeps(world: World) -> None:
@@ -246,9 +238,6 @@ async def _sweeps(world: World) -> None:
 
 async def _fill(world: World, state: str, rows: int) -> None:
     """Rows of messages, written straight into the table: only their number matters."""
-    import sqlalchemy as sa
-
-    from plugins.storage.schema import messages
 
     def fill(connection: sa.Connection) -> None:
         now = SYSTEM.now()
@@ -282,15 +271,14 @@ async def _fill(world: World, state: str, rows: int) -> None:
     await world.storage.sql.transaction(fill)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--history", type=int, default=100_000)
-    parser.add_argument("--backlog", type=int, default=10_000)
-    parser.add_argument("--directory", default=None, help="where the databases are made; the system's own otherwise")
-    arguments = parser.parse_args()
-    anyio.run(measure, arguments, Console(), backend_options={"use_uvloop": True})
+async def run(chosen: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(3) as step:
+        tables = await measure(chosen, step, Path(made))
+    report.tell(chosen, *tables)
 
 
 if __name__ == "__main__":
-    main()
+    parser = report.arguments(__doc__, seconds=3.0)
+    parser.add_argument("--history", type=int, default=100_000, help="ended messages that are there at last")
+    parser.add_argument("--backlog", type=int, default=10_000, help="pending messages that are there at last")
+    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
