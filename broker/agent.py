@@ -6,6 +6,11 @@ from typing import Any
 
 import msgspec
 
+from kernel import wire
+
+MOST_DETAIL = 16_384
+"""Bytes of JSON that an agent may report about itself."""
+
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Kept on disk by the agent's id; a slug belongs to one agent of its project."""
@@ -76,6 +81,14 @@ def after_status(record: AgentRecord, status: dict[str, Any]) -> AgentRecord:
         detail = {"message": detail}
     return msgspec.structs.replace(
         record,
-        activity=activity if isinstance(activity, str) else record.activity,
-        detail={**record.detail, **detail} if isinstance(detail, dict) else record.detail,
+        activity=activity if activity in wire.ACTIVITIES else record.activity,
+        detail=_merged(record.detail, detail) if isinstance(detail, dict) else record.detail,
     )
+
+
+def _merged(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What is new comes to what is known, as long as a report of it stays small."""
+    for detail in ({**known, **new}, new):
+        if len(msgspec.json.encode(detail)) <= MOST_DETAIL:
+            return detail
+    return {**known, "message": f"a status with more than {MOST_DETAIL} bytes of detail was dropped"}

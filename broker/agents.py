@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.agent import AgentRecord, Ended, after_end, after_status
+from broker.answer import Answer, Refusal, said
 from broker.calls import Call
 from broker.inbox import Changes
 
@@ -35,6 +36,23 @@ class Agents:
     def by_slug(self, project_id: str, slug: str) -> AgentRecord | None:
         found = (one for one in self.records.values() if one.slug == slug and one.project_id == project_id)
         return next(found, None)
+
+    def known(self, call: Call) -> AgentRecord:
+        """Raises: Refusal."""
+        record = self.of(call)
+        if record is None:
+            raise Refusal(404, "not_found", f"this broker has no agent {call.ref} in project {call.project_id}")
+        return record
+
+    def now(self, agent_id: str) -> AgentRecord:
+        """An agent in the middle of an operation: nobody else can have removed it."""
+        return self.records[agent_id]
+
+    def told(self, agent_id: str, status: int) -> Answer:
+        """The agent as it is."""
+        record = self.now(agent_id)
+        body: dict[str, Any] = {"agent": record.told(), "phase": record.phase}
+        return said(status, {**body, "created": True} if status == 201 else body)
 
     def turn(self, call: Call) -> str:
         """Requests of one agent have the same."""

@@ -27,13 +27,15 @@ _OPENING = 15.0
 _CLOSING = 2.0
 _LONGEST_RETRY_AFTER = 60.0
 _STRANGER = frozenset({401, 404})
+"""The hub does not know us, unless it only minds the clock or the nonce."""
+_NOT_STRANGE = frozenset({"clock_skew", "replay_detected"})
 
 
 class Refused(Exception):
     """The hub did not take us."""
 
-    def __init__(self, why: str, *, status: int = 0, retry_after: float = 0.0) -> None:
-        self.status = status
+    def __init__(self, why: str, *, status: int = 0, code: str = "", retry_after: float = 0.0) -> None:
+        self.is_stranger = status in _STRANGER and code not in _NOT_STRANGE
         self.retry_after = retry_after
         super().__init__(why)
 
@@ -106,7 +108,7 @@ class Dialler:
             except Refused as refused:
                 pause = max(self._backoff.pause(), refused.retry_after)
                 log.warning("%s; next attempt in %.1f s", refused, pause)
-                if refused.status in _STRANGER:
+                if refused.is_stranger:
                     await self._become_known()
             await anyio.sleep(pause)
 
@@ -251,14 +253,13 @@ async def _first_of(event: anyio.Event, scope: anyio.CancelScope) -> None:
 
 def _refused(hub: str, refused: InvalidStatus) -> Refused:
     answer = refused.response
-    told = ""
+    code = told = ""
     try:
         error = msgspec.json.decode(answer.body or b"")["error"]
-        told = f" {error['code']}: {error['message']}"
+        code, told = str(error["code"]), f" {error['code']}: {error['message']}"
     except (msgspec.DecodeError, KeyError, TypeError):
         pass
     asked = answer.headers.get("Retry-After", "")
     pause = min(float(asked), _LONGEST_RETRY_AFTER) if asked.isdecimal() else 0.0
-    return Refused(
-        f"{hub} refused the socket with {answer.status_code}{told}", status=answer.status_code, retry_after=pause
-    )
+    why = f"{hub} refused the socket with {answer.status_code}{told}"
+    return Refused(why, status=answer.status_code, code=code, retry_after=pause)

@@ -37,8 +37,8 @@ def supplied(body: Mapping[str, Any], hub: str) -> Supplied:
     return Supplied(
         resolved=resolved,
         secrets=_secrets(body.get("resolvedSecrets") or []),
-        hub=body.get("hubEndpoint") or resolved.get("SCION_HUB_ENDPOINT") or hub,
-        token=body.get("agentToken") or resolved.get("SCION_AUTH_TOKEN") or "",
+        hub=_text(body, "hubEndpoint") or resolved.get("SCION_HUB_ENDPOINT") or hub,
+        token=_text(body, "agentToken") or resolved.get("SCION_AUTH_TOKEN") or "",
         task=_task(task),
         resume=body.get("resume") is True,
     )
@@ -103,6 +103,13 @@ def _secrets(listed: Any) -> dict[str, str]:
             raise Refusal(422, "invalid_environment", "a secret has a name and a text as value")
         found[str(name)] = str(value)
     return found
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name) or ""
+    if not _fits(name, value):
+        raise Refusal(422, "invalid_environment", f"{name} is a text")
+    return str(value)
 
 
 def _task(task: Any) -> str | None:

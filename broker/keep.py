@@ -17,7 +17,6 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ if __name__ == "__main__":
 from broker.keeping.agentlog import AgentLog
 from broker.keeping.child import Child, adopt_orphans, ended_children, started_at
 from broker.keeping.door import Client, Door
-from broker.keeping.job import Job
+from broker.keeping.job import Job, Jobs, Over
 from broker.keeping.mailbox import Mailbox
 
 STATE = "state.json"
@@ -48,7 +47,7 @@ class Keeper:
         self._log = AgentLog(Path(orders["log"]), orders["logBytes"], orders["logFiles"])
         self._selector = selectors.DefaultSelector()
         self._mail = Mailbox()
-        self._jobs: dict[int, Job] = {}
+        self._jobs = Jobs(self._selector, self._spawn)
         self._execs: dict[tuple[Client, int], Job] = {}
         self._status: dict[str, Any] = {}
         self._asked: str | None = None
@@ -88,8 +87,7 @@ class Keeper:
             self._keep_time(time.monotonic())
             self._feed()
         self._mail.close("ended")
-        for job in list(self._jobs.values()):
-            job.end(128 + signal.SIGKILL)
+        self._jobs.end_all()
         self._keep()
         self._door.tell_all({"event": "ended", "ended": self._ended})
         until = time.monotonic() + _FLUSH
@@ -124,13 +122,12 @@ class Keeper:
         """Seconds until something is due; while the agent's group dies, look again and again."""
         if self._exit is not None:
             return 0.02
-        due = [self._kill_at, *(one.until for one in self._mail.waiting), *(job.until for job in self._jobs.values())]
+        due = [self._kill_at, *(one.until for one in self._mail.waiting), *self._jobs.due()]
         return max(0.0, min(3600.0, min(due) - time.monotonic()))
 
     def _keep_time(self, now: float) -> None:
         self._mail.overdue(now)
-        for job in self._jobs.values():
-            job.overdue(now)
+        self._jobs.overdue(now)
         if self._kill_at <= now:
             self._kill_at = float("inf")
             self._agent.signal_group(signal.SIGKILL)
@@ -156,8 +153,8 @@ class Keeper:
             if pid == self._agent.pid:
                 self._exit = code
                 self._left()
-            elif pid in self._jobs:
-                self._job_ended(self._jobs[pid], code)
+            else:
+                self._jobs.ended(pid, code)
 
     # -- the agent's end ---------------------------------------------------------------------------------------------
 
@@ -238,7 +235,7 @@ class Keeper:
             self._selector.register(self._agent.stdin, selectors.EVENT_WRITE, lambda: None)
 
     def _deliver_next(self) -> None:
-        if not self._mail.waiting or any(job.delivers for job in self._jobs.values()):
+        if not self._mail.waiting or self._jobs.deliver():
             return
         message = self._mail.waiting.popleft()
 
@@ -246,40 +243,7 @@ class Keeper:
             delivered = told["exitCode"] == 0
             self._mail.end(message, {"result": "delivered"} if delivered else {"result": "failed", **told})
 
-        self._start_job(self._orders["messageCommand"], message.line, _MESSAGE_COMMAND, over, delivers=True)
-
-    # -- side commands -----------------------------------------------------------------------------------------------
-
-    def _start_job(
-        self, command: list[str], stdin: bytes, limit: float, over: Callable[[dict[str, Any]], None], *, delivers: bool
-    ) -> Job | None:
-        """None when it could not be started; `over` was told."""
-        child = self._spawn(command)
-        why = child.open_gate()
-        if why:
-            child.close()
-            over({"exitCode": 127, "output": why})
-            return None
-        job = self._jobs[child.pid] = Job(child, stdin, time.monotonic() + limit, over, delivers=delivers)
-        self._selector.register(child.stdout, selectors.EVENT_READ, lambda: self._drain_job(job))
-        self._selector.register(child.stdin, selectors.EVENT_WRITE, lambda: self._feed_job(job))
-        return job
-
-    def _drain_job(self, job: Job) -> None:
-        if not job.drain():
-            self._forget(job.child.stdout)
-
-    def _feed_job(self, job: Job) -> None:
-        pipe = job.child.stdin
-        if not job.feed():
-            self._forget(pipe)
-
-    def _job_ended(self, job: Job, code: int) -> None:
-        del self._jobs[job.child.pid]
-        self._forget(job.child.stdout)
-        if job.hungry:
-            self._forget(job.child.stdin)
-        job.end(code)
+        self._jobs.start(self._orders["messageCommand"], message.line, _MESSAGE_COMMAND, over, delivers=True)
 
     # -- what brokers ask --------------------------------------------------------------------------------------------
 
@@ -310,20 +274,22 @@ class Keeper:
                     job.kill()
                 answer({"result": "killed" if job else "unknown"})
 
-    def _exec(self, client: Client, told: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+    def _exec(self, client: Client, told: dict[str, Any], answer: Over) -> None:
         key = (client, told["n"])
 
         def over(what: dict[str, Any]) -> None:
             self._execs.pop(key, None)
             answer(what)
 
-        job = self._start_job(told["command"], b"", told["timeout"], over, delivers=False)
+        job = self._jobs.start(told["command"], b"", told["timeout"], over, delivers=False)
         if job:
             self._execs[key] = job
 
 
 def main() -> None:
     """Take the orders, start the agent, tell how that went, keep it."""
+    with contextlib.suppress(PermissionError):
+        os.setsid()
     umask = os.umask(0o077)
     orders = json.loads(sys.stdin.buffer.read())
     os.chdir(orders["runDir"])

@@ -55,7 +55,7 @@ class Recovery:
         self._agents.put(msgspec.structs.replace(record, phase="starting", activity=None, detail={}, **begun))
         if run.ended:
             self._agents.ended(record.id, run.run_id, run.ended)
-        return self._endpoints.started(record.id, 200 if operation.op in ("start", "restart") else 201)
+        return self._endpoints.starts.started(record.id, 200 if operation.op in ("start", "restart") else 201)
 
     async def _undo(self, operation: Operation, record: AgentRecord | None) -> None:
         if operation.op == "create":

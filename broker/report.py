@@ -16,6 +16,8 @@ from kernel import wire
 
 _GATHER = 0.1
 """Seconds between reports of one agent that prints status after status: the last one counts."""
+_STATES = 500
+"""Agents in one heartbeat: more would not fit a frame."""
 _STEPS = {"stop": "stopping", "suspend": "stopping", "delete": "stopping"}
 
 
@@ -81,8 +83,9 @@ class Reporter:
         states = [_state(record) for record in self._records.values() if record.id not in self._held]
         running = sum(1 for record in self._records.values() if record.phase == "running")
         load = round(100 * os.getloadavg()[0] / (os.cpu_count() or 1), 1)
-        told = {"timestamp": int(time.time()), "activeAgents": running, "cpuPercent": load, "agentStates": states}
-        self._send("heartbeat", told)
+        told = {"timestamp": int(time.time()), "activeAgents": running, "cpuPercent": load}
+        for n in range(0, max(1, len(states)), _STATES):
+            self._send("heartbeat", {**told, "agentStates": states[n : n + _STATES]})
 
     async def keep_beating(self) -> None:
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -13,13 +12,15 @@ import anyio.abc
 from broker.agents import Agents
 from broker.answer import Answer, Refusal, refused
 from broker.calls import READS, STARTS, Call, read_call
-from broker.endpoints import Endpoints, Plan
+from broker.endpoints import Endpoints
 from broker.inbox import Changes, Inbox, Operation, Unkept
+from broker.plan import Plan
 from broker.recovery import Recovery
 from broker.report import Reporter
 from broker.settings import BrokerSettings
 from broker.signature import Signatures
 from broker.turns import Turns
+from broker.work import Asker, Work
 from kernel import wire
 
 log = logging.getLogger(__name__)
@@ -31,55 +32,6 @@ MOST_WORK = 1_024
 """Requests in hand; more are told to come again."""
 _AGAIN = 2.0
 """Seconds between attempts at what cannot be done now, as writing down an answer on a full disk."""
-
-
-class Asker(Protocol):
-    """The session on which a request came."""
-
-    @property
-    def broker_id(self) -> str: ...
-    @property
-    def secret(self) -> bytes: ...
-    @property
-    def hub(self) -> str: ...
-    def answer(self, request: wire.Request, answer: Answer) -> None: ...
-    def accept(self, request: wire.Request) -> None: ...
-
-
-class Work:
-    """One dispatch id in hand: who asked, and what it was answered."""
-
-    def __init__(self, dispatch_id: str, epoch: int | None, until: float) -> None:
-        self.id = dispatch_id
-        self.epoch = epoch
-        self.until = until
-        self.cancelled = anyio.Event()
-        self.begun = False
-        self.answer: Answer | None = None
-        self.asked: list[tuple[Asker, wire.Request]] = []
-
-    def join(self, asker: Asker, request: wire.Request, call: Call) -> None:
-        """A repeat gets the same answer; it may come under a newer epoch and with more time."""
-        if self.answer:
-            asker.answer(request, self.answer)
-            return
-        self.asked.append((asker, request))
-        if call.epoch is not None:
-            self.epoch = max(self.epoch or 0, call.epoch)
-        self.until = max(self.until, call.until)
-        if self.begun:
-            asker.accept(request)
-
-    def begin(self) -> None:
-        self.begun = True
-        for asker, request in self.asked:
-            asker.accept(request)
-
-    def tell(self, answer: Answer) -> None:
-        self.answer = answer
-        for asker, request in self.asked:
-            asker.answer(request, answer)
-        self.asked.clear()
 
 
 class Desk:
@@ -190,10 +142,10 @@ class Desk:
             plan = self._endpoints.plan(call, hub)
         except Refusal as refusal:
             if refusal.answer.final:
-                await self._inbox.finish(work.id, refusal.answer, Changes(), _remaining(work))
+                await self._inbox.finish(work.id, refusal.answer, Changes(), work.remaining)
             return refusal.answer
         begins = Changes(kept=(plan.record,)) if plan.record else Changes()
-        await self._inbox.begin(work.id, plan.operation, begins, _remaining(work))
+        await self._inbox.begin(work.id, plan.operation, begins, work.remaining)
         if plan.record:
             self._agents.put(plan.record)
         with self._reporter.held(plan.operation.agent_id) if call.op not in BESIDE else nullcontext():
@@ -225,7 +177,7 @@ class Desk:
             changes = self._agents.changes(operation.agent_id)
             try:
                 if answer.final:
-                    await self._inbox.finish(work.id, answer, changes, _remaining(work))
+                    await self._inbox.finish(work.id, answer, changes, work.remaining)
                 else:
                     await self._inbox.forget(work.id, changes)
             except Unkept as fault:
@@ -304,10 +256,6 @@ class Desk:
         if len(answer.body) * 4 // 3 + 1_024 <= self._settings.frame_limit:
             return answer
         return refused(413, "response_too_large", f"the answer has {len(answer.body)} bytes: it does not fit a frame")
-
-
-def _remaining(work: Work) -> float:
-    return 0.0 if work.until == float("inf") else max(0.0, work.until - time.monotonic())
 
 
 def _stale(epoch: int | None, highest: int) -> Answer:

@@ -141,7 +141,8 @@ class Session:
         match frame:
             case wire.Request():
                 self._owed.add(frame.request_id)
-                self.idle = anyio.Event()
+                if self.idle.is_set():
+                    self.idle = anyio.Event()
                 served.take(self, frame)
             case wire.Cancel():
                 served.cancel(frame)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 STATUS = b"::status "
+_FIELDS = ("activity", "detail")
 _LONGEST_LINE = 65_536
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
@@ -77,9 +78,10 @@ def _status(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(line[len(STATUS) :])
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return {name: found[name] for name in _FIELDS if name in found} if isinstance(found, dict) else None
 
 
 def last_lines(path: Path, files: int, lines: int, most: int) -> bytes:

@@ -1,9 +1,12 @@
-"""One side command of the keeper: an `exec`, or the command that delivers a message."""
+"""The keeper's side commands: an `exec`, or the command that delivers a message."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +16,14 @@ OUTPUT_LIMIT = 2 * 1024 * 1024
 """Bytes of output that are kept; the rest is read and dropped, so that the command does not hang."""
 
 
+Told = dict[str, Any]
+Over = Callable[[Told], None]
+
+
 class Job:
     """Runs beside the agent with its environment; `over` is called once, with what became of it."""
 
-    def __init__(
-        self, child: Child, stdin: bytes, until: float, over: Callable[[dict[str, Any]], None], *, delivers: bool
-    ) -> None:
+    def __init__(self, child: Child, stdin: bytes, until: float, over: Over, *, delivers: bool) -> None:
         self.child = child
         self.until = until
         self.delivers = delivers
@@ -66,9 +71,68 @@ class Job:
         os.close(self.child.stdout)
         if self.hungry:
             os.close(self.child.stdin)
-        told: dict[str, Any] = {"exitCode": exit_code, "output": self._output.decode(errors="replace")}
+        told: Told = {"exitCode": exit_code, "output": self._output.decode(errors="replace")}
         if self._timed_out:
             told["timedOut"] = True
         if self._truncated:
             told["truncated"] = True
         self._over(told)
+
+
+class Jobs:
+    """All that run now, by pid."""
+
+    def __init__(self, selector: selectors.BaseSelector, spawn: Callable[[list[str]], Child]) -> None:
+        self._selector = selector
+        self._spawn = spawn
+        self._running: dict[int, Job] = {}
+
+    def start(self, command: list[str], stdin: bytes, limit: float, over: Over, *, delivers: bool) -> Job | None:
+        """None when it could not be started; `over` was told."""
+        child = self._spawn(command)
+        why = child.open_gate()
+        if why:
+            child.close()
+            over({"exitCode": 127, "output": why})
+            return None
+        job = self._running[child.pid] = Job(child, stdin, time.monotonic() + limit, over, delivers=delivers)
+        self._selector.register(child.stdout, selectors.EVENT_READ, lambda: self._drain(job))
+        self._selector.register(child.stdin, selectors.EVENT_WRITE, lambda: self._feed(job))
+        return job
+
+    def ended(self, pid: int, code: int) -> None:
+        """A child of the keeper ended; it may be none of these."""
+        job = self._running.pop(pid, None)
+        if job:
+            self._forget(job.child.stdout)
+            if job.hungry:
+                self._forget(job.child.stdin)
+            job.end(code)
+
+    def overdue(self, now: float) -> None:
+        for job in self._running.values():
+            job.overdue(now)
+
+    def due(self) -> list[float]:
+        return [job.until for job in self._running.values()]
+
+    def deliver(self) -> bool:
+        """Whether a message is on its way."""
+        return any(job.delivers for job in self._running.values())
+
+    def end_all(self) -> None:
+        for job in list(self._running.values()):
+            job.end(128 + signal.SIGKILL)
+
+    def _drain(self, job: Job) -> None:
+        if not job.drain():
+            self._forget(job.child.stdout)
+
+    def _feed(self, job: Job) -> None:
+        pipe = job.child.stdin
+        if not job.feed():
+            self._forget(pipe)
+
+    def _forget(self, pipe: int) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(pipe)

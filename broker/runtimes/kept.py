@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import tempfile
@@ -18,6 +19,8 @@ import msgspec
 from broker.agent import Ended
 from broker.keep import SOCKET, STATE
 from broker.keeping.child import exit_of, started_at
+
+log = logging.getLogger(__name__)
 
 LOCK = "lock"
 _SUN_PATH = 100
@@ -171,13 +174,22 @@ class Kept:
     async def _read(self, reported: Callable[[dict[str, Any]], None]) -> None:
         assert self._stream is not None
         rest = b""
+        async with self._stream as stream:
+            try:
+                async for data in stream:
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        self._hear(line, reported)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass
+
+    def _hear(self, line: bytes, reported: Callable[[dict[str, Any]], None]) -> None:
         try:
-            async for data in self._stream:
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    self._take(msgspec.json.decode(line), reported)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass
+            told = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError) as fault:
+            log.warning("a line of the keeper in %s cannot be read: %s", self._run, fault)
+        else:
+            self._take(told, reported)
 
     def _take(self, told: dict[str, Any], reported: Callable[[dict[str, Any]], None]) -> None:
         if "n" in told:

@@ -60,7 +60,6 @@ def start_keeper(orders: dict[str, Any], lock: int, run: Path) -> tuple[int, str
             [sys.executable, "-I", "-S", "-X", "utf8", broker.keep.__file__],
             {name: os.environ[name] for name in _PASSED if name in os.environ},
             file_actions=[(os.POSIX_SPAWN_DUP2, one, place) for place, one in enumerate(far)],
-            setsid=True,
         )
     finally:
         for one in (stdin, stdout, errors, *far):

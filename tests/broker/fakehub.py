@@ -128,7 +128,7 @@ class FakeHub:
         async def there() -> bool:
             return len(self.lines) > n if n >= 0 else bool(self.lines)
 
-        await eventually(there, f"socket {n} of the broker")
+        await eventually(there, f"socket {n} of the broker", every=0.01)
         return self.lines[n]
 
     @property

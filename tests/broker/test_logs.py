@@ -42,7 +42,7 @@ async def test_logs_are_text_of_the_last_lines(hub: FakeHub, broker: BrokerProce
 @pytest.mark.anyio
 async def test_a_log_is_rotated_while_the_agent_runs_and_outlives_its_run(hub: FakeHub, broker: BrokerProcess) -> None:
     agent = Agent(hub)
-    await agent.create("for n in range(9000): print('line', n)\nprint('end', flush=True)\ninput()")
+    await agent.create("for n in range(30000): print('line', n)\nprint('end', flush=True)\ninput()")
     await agent.logged("end")
     sizes = {file.name: file.stat().st_size for file in (broker.dir / "agents" / agent.id).glob("log*")}
     assert set(sizes) == {"log", "log.1", "log.2"}
@@ -67,10 +67,20 @@ def test_a_status_may_come_in_pieces_and_overlong_lines_are_none(tmp_path: Path)
     log = AgentLog(tmp_path / "log", limit=10**6, files=1)
     assert log.write(b"::stat") == []
     assert log.write(b'us {"activity"') == []
-    assert log.write(b': "working"}\n::status {"a": 1}\nplain\n') == [{"activity": "working"}, {"a": 1}]
+    assert log.write(b': "working"}\n::status {"a": 1, "detail": "x"}\nplain\n') == [
+        {"activity": "working"},
+        {"detail": "x"},
+    ]
     assert log.write(b"::status " + b"x" * 100_000) == []
     assert log.write(b'{"activity": "no"}\n::status {"activity": "yes"}\n') == [{"activity": "yes"}]
     assert log.tail() == "plain"
+
+
+def test_a_status_that_would_harm_its_readers_is_none(tmp_path: Path) -> None:
+    log = AgentLog(tmp_path / "log", limit=10**6, files=1)
+    deep = b'{"detail": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+    for bad in (b'{"detail": "\\ud800"}', b'{"detail": NaN}', deep, b"7"):
+        assert log.write(b"::status " + bad + b"\n") == [], bad[:40]
 
 
 def test_the_tail_is_bounded_and_holds_no_statuses(tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ pytestmark = pytest.mark.anyio
 
 SETTINGS = {"heartbeat": 0.3}
 
+GREEDY = """
+import json
+for n in range(60):
+    print('::status', json.dumps({"activity": "dancing", "detail": {f"k{n}": "x" * 10_000}}))
+print('::status', json.dumps({"activity": "blocked", "detail": {"x": "y" * 60_000}}), flush=True)
+input()
+"""
 FLOOD = """
 for n in range(20000):
     print('::status {"activity": "executing", "detail": {"n": %d}}' % n)
@@ -84,3 +91,13 @@ async def test_an_agent_that_talks_without_end_floods_nobody(hub: FakeHub, broke
 
     await eventually(last, "the last status")
     assert len(hub.events("agent_status", agentId=agent.id)) < 200
+
+
+async def test_an_agent_cannot_say_more_than_fits(hub: FakeHub, broker: BrokerProcess) -> None:
+    agent = Agent(hub)
+    await agent.create(GREEDY)
+    told = await agent.status(activity="blocked")
+    assert len(told["detail"]) < 100
+    assert hub.newest.open
+    unknown = [one for one in hub.events("agent_status", agentId=agent.id) if one.get("activity") == "dancing"]
+    assert unknown == []

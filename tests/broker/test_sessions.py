@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import anyio
 import pytest
 
-from tests.broker.agents import DEAF, Agent
+from broker import BrokerSettings, run_broker
+from broker.identity import Identity, save_identity
+from tests.broker.agents import DEAF, Agent, processes_with
 from tests.broker.conftest import BrokerProcess
-from tests.broker.fakehub import BROKER_ID, FakeHub, fake_hub
+from tests.broker.fakehub import BROKER_ID, SECRET, FakeHub, fake_hub
 from tests.harness.processes import eventually
 
 pytestmark = pytest.mark.anyio
@@ -223,3 +226,22 @@ async def test_broker_reports_its_agents_right_after_connected(hub: FakeHub, bro
     assert told["activeAgents"] == 1
     [state] = told["agentStates"]
     assert (state["agentId"], state["runId"], state["phase"]) == (agent.id, agent.runs[0], "running")
+
+
+async def test_a_broker_may_live_in_the_process_of_another_program(hub: FakeHub, tmp_path: Path) -> None:
+    identity = Identity(broker_id=BROKER_ID, secret=base64.b64encode(SECRET).decode())
+    save_identity(tmp_path / "b", identity)
+    settings = BrokerSettings(dir=tmp_path / "b", hubs=(hub.url,), stop_agents_on_exit=True)
+    agent = Agent(hub)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_broker, settings)
+        await hub.line()
+        assert (await agent.create()).status == 201
+        assert (await agent.message("hello")).status == 200
+        tasks.cancel_scope.cancel()
+    assert processes_with(agent.runs[0]) == []
+    assert (await agent.status(phase="stopped"))["runId"] == agent.runs[0]
+    with anyio.fail_after(20):
+        while not hub.closed:
+            await anyio.sleep(0.01)
+    assert hub.closed[0][1] == 1000
