@@ -1,13 +1,16 @@
 """The LOCAL call: through the hub and its socket to a broker that answers at once, beside the same route doing nothing.
 
 The bare route is a hub of its own with the same server, gate and plugins, whose responder answers at once
-(`bench/rig/bare.py`). Hub, bare hub, broker and callers are processes of their own; both hubs are measured by turns.
+(`bench/rig/bare.py`). A second floor holds what no LOCAL call can do without: one frame there and back through a
+socket of the bare hub, and one bare commit. Hub, bare hub, brokers and callers are processes of their own; the three
+are measured by turns.
 Also counted: the statements that the database's writer ran between a call and the arrival of its frame.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,6 +22,7 @@ import anyio
 from bench.rig import report
 from bench.rig.caller import Calls, Timed, closed_loop, request
 from bench.rig.children import Child, child
+from bench.rig.commits import commit_time
 from bench.rig.hub import Hub, serving
 from bench.rig.trace import FILE
 
@@ -30,53 +34,61 @@ COUNTED = 200
 
 
 @asynccontextmanager
-async def world(hub: Hub, agents: int, directory: Path) -> AsyncIterator[tuple[list[str], Child]]:
-    """Agents that run on a broker that answers at once."""
+async def answering(hub: Hub, directory: Path) -> AsyncIterator[tuple[str, Child]]:
+    """The id and the process of a connected broker that answers at once."""
     identity = await hub.register_broker("answering")
     with child("bench.rig.answering", cwd=directory, asked=True) as broker:
         await broker.ask({"url": hub.url, **identity})
-        yield await hub.agents(identity["id"], agents), broker
+        yield identity["id"], broker
 
 
-def starts(hub: Hub, agents: list[str]) -> list[bytes]:
+@asynccontextmanager
+async def world(hub: Hub, agents: int, directory: Path) -> AsyncIterator[tuple[list[str], Child]]:
+    """Agents that run on such a broker, and its process."""
+    async with answering(hub, directory) as (broker_id, broker):
+        yield await hub.agents(broker_id, agents), broker
+
+
+def starts(hub: Hub, agents: list[str], verb: str = "start") -> list[bytes]:
     """One caller for each agent."""
-    return [request(f"/api/v1/agents/{agent}/start", hub.token) for agent in agents]
+    return [request(f"/api/v1/agents/{agent}/{verb}", hub.token) for agent in agents]
 
 
 async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> report.Table:
     table = report.Table(
         "LOCAL call: POST …/start, answered by the broker at once",
-        *("callers", "bare p50 ms", "bare p99 ms", "call p50 ms", "call p99 ms", "bare/s", "calls/s", "p50 × bare"),
-        note=f"target: p50 ≤ {TARGET:g} × the bare route at 1 caller",
+        *("callers", "bare p50 ms", "+ socket p50 ms", "commit ms", "call p50 ms", "call p99 ms"),
+        *("bare/s", "calls/s", "p50 × bare", "p50 × (socket + commit)"),
+        note=f"target: p50 ≤ {TARGET:g} × the bare route at 1 caller; commit: one bare row, synchronous = FULL",
     )
     async with (
         serving(directory / "bare", bare=True) as bare,
         serving(directory / "hub") as hub,
+        answering(bare, directory),
         world(hub, max(CALLERS), directory) as (agents, _),
     ):
         for callers in CALLERS:
             step(f"LOCAL call, {callers} at once")
-            nothing, calls = starts(bare, agents[:callers]), starts(hub, agents[:callers])
-            floor: list[Calls] = []
-            seen: list[Calls] = []
+            some = agents[:callers]
+            kinds = ((bare, starts(bare, some)), (bare, starts(bare, some, "stop")), (hub, starts(hub, some)))
+            rounds: list[list[Calls]] = []
             for _ in range(ROUNDS):
-                floor.append(await closed_loop(bare.address, nothing, chosen.seconds / ROUNDS))
-                seen.append(await closed_loop(hub.address, calls, chosen.seconds / ROUNDS))
-            _row(table, callers, floor, seen)
+                rounds.append([await closed_loop(one.address, asked, chosen.seconds / ROUNDS) for one, asked in kinds])
+            _row(table, callers, rounds, commit_time(directory, 1, chosen.seconds / 8) * 1000)
     return table
 
 
-def _row(table: report.Table, callers: int, floor: list[Calls], seen: list[Calls]) -> None:
+def _row(table: report.Table, callers: int, rounds: list[list[Calls]], commit: float) -> None:
     """Medians of the rounds, so that one in which the machine did something else does not count."""
-    for calls in (*floor, *seen):
+    for calls in itertools.chain(*rounds):
         assert set(calls.statuses) == {200}, f"not every call was answered with 200: {calls.statuses}"
 
-    def middle(rounds: list[Calls], percent: int) -> float:
-        return report.median([report.percentile(calls.times, percent) * 1000 for calls in rounds])
+    def middle(kind: int, percent: int) -> float:
+        return report.median([report.percentile(calls[kind].times, percent) * 1000 for calls in rounds])
 
-    bare, call = middle(floor, 50), middle(seen, 50)
-    rates = (report.median([calls.rate for calls in rounds]) for rounds in (floor, seen))
-    table.add(callers, bare, middle(floor, 99), call, middle(seen, 99), *rates, call / bare)
+    bare, socket, call = (middle(kind, 50) for kind in range(3))
+    rates = (report.median([calls[kind].rate for calls in rounds]) for kind in (0, 2))
+    table.add(callers, bare, socket, commit, call, middle(2, 99), *rates, call / bare, call / (socket + commit))
 
 
 # -- what is written before the frame ------------------------------------------------------------------------------
