@@ -71,9 +71,10 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
             step(f"LOCAL call, {callers} at once")
             some = agents[:callers]
             kinds = ((bare, starts(bare, some)), (bare, starts(bare, some, "stop")), (hub, starts(hub, some)))
-            rounds: list[list[Calls]] = []
-            for _ in range(ROUNDS):
-                rounds.append([await closed_loop(one.address, asked, chosen.seconds / ROUNDS) for one, asked in kinds])
+            rounds = [
+                [await closed_loop(one.address, asked, chosen.seconds / ROUNDS) for one, asked in kinds]
+                for _ in range(ROUNDS)
+            ]
             _row(table, callers, rounds, commit_time(directory, 1, chosen.seconds / 8) * 1000)
     return table
 

@@ -37,7 +37,8 @@ FRAME = (
 
 
 class Answered(msgspec.Struct, rename="camel"):
-    request_id: int
+    request_id: int = -1
+    """Missing in the broker's first frame, which is no answer."""
 
 
 class Tunnel:
@@ -59,7 +60,8 @@ class Tunnel:
     @classmethod
     def heard(cls, text: str | bytes) -> None:
         for answered in cls._many.decode(text) if text[:1] == "[" else [cls._one.decode(text)]:
-            cls.waiting.pop(answered.request_id).set_result(None)
+            if waiting := cls.waiting.pop(answered.request_id, None):
+                waiting.set_result(None)
 
 
 def _answer(resp: Responded, status: int) -> None:
