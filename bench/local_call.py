@@ -67,6 +67,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
         answering(bare, directory),
         world(hub, max(CALLERS), directory) as (agents, _),
     ):
+        commit = commit_time(directory, 1, 1.0) * 1000
         for callers in CALLERS:
             step(f"LOCAL call, {callers} at once")
             some = agents[:callers]
@@ -75,7 +76,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
                 [await closed_loop(one.address, asked, chosen.seconds / ROUNDS) for one, asked in kinds]
                 for _ in range(ROUNDS)
             ]
-            _row(table, callers, rounds, commit_time(directory, 1, chosen.seconds / 8) * 1000)
+            _row(table, callers, rounds, commit)
     return table
 
 
@@ -158,4 +159,4 @@ async def run(chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=4.5).parse_args(), backend_options={"use_uvloop": True})
+    anyio.run(run, report.arguments(__doc__, seconds=3.0).parse_args(), backend_options={"use_uvloop": True})
