@@ -54,13 +54,15 @@ class Pulse:
         while True:
             await anyio.sleep(self._every)
             try:
-                known = await self._storage.beat(self.node_id, self.draining)
+                await self._beat(forgotten)
             except StorageUnavailable:
                 log.warning("beat not written: the database does not answer")
-                continue
-            self._note_beat()
-            if not known:
-                await self._rejoin(forgotten)
+
+    async def _beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
+        known = await self._storage.beat(self.node_id, self.draining)
+        self._note_beat()
+        if not known:
+            await self._rejoin(forgotten)
 
     def _note_beat(self) -> None:
         now = self._clock.monotonic()

@@ -14,7 +14,7 @@ from kernel.agent import AgentId, Phase, Report
 from kernel.broker import Broker
 from kernel.clock import Clock
 from kernel.dispatch import Dispatcher
-from kernel.errors import StorageUnavailable
+from kernel.errors import PointsmanError
 from kernel.lanes import Work
 from kernel.link import Link
 from kernel.storage import BrokerEdit, ReportOutcome, Storage
@@ -78,9 +78,15 @@ class Reports:
             await makers[0].settled.wait()
 
     def _makers(self, report: Report) -> list[Work]:
-        """The operations in this node's hands that make the report's run."""
+        """The operations in this node's hands that make the report's run; a broker makes none of another's."""
         works = self._dispatcher.lanes.of_agent(report.agent_id)
-        return [work for work in works if work.intent.op in RUNS and work.intent.run_id == report.run_id]
+        return [
+            work
+            for work in works
+            if work.intent.op in RUNS
+            and work.intent.run_id == report.run_id
+            and report.broker_id in (None, work.intent.broker_id)
+        ]
 
     # -- events on the socket ----------------------------------------------------------------------------------------
 
@@ -125,10 +131,11 @@ class Reports:
         if work.report:
             try:
                 await self.apply(work.report, patience=0.0)
-            except StorageUnavailable:
+            except PointsmanError as fault:
                 log.warning(
-                    "a report about agent %s was lost with the database: the next heartbeat repeats it",
+                    "a report about agent %s was not stored, the next heartbeat repeats it: %s",
                     work.intent.agent_id,
+                    fault.message,
                 )
 
     def _note_progress(self, link: Link, agent_id: str, dispatch_id: str | None) -> None:

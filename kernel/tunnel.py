@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
@@ -232,14 +231,34 @@ def _error_words(said: Any) -> tuple[str, str]:
     return "", str(error or "")[:1000]
 
 
+DEEPEST = 100
+"""Levels of nesting in a reply that is kept as JSON: what can be read here must be readable wherever it goes."""
+
+
 def parsed(body: bytes) -> Any:
-    """The whole reply, as JSON where it is JSON, else as text."""
+    """The whole reply, as JSON where it is JSON that can be stored, else as text."""
     if not body:
         return None
     try:
-        return json.loads(body)
-    except ValueError:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return body.decode(errors="replace")
+    return body.decode(errors="replace") if _deeper(said, DEEPEST) else said
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether it is nested deeper than that."""
+    level = [value]
+    while level and levels:
+        level = [inner for one in level for inner in _inside(one)]
+        levels -= 1
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 PHASES_OF_OPS: dict[Op, Phase] = {
