@@ -5,19 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import anyio
 import msgspec
 
 from kernel.agent import Agent
 from kernel.call import Answer
 from kernel.clock import Clock
-from kernel.ends import Ends
-from kernel.errors import BrokerTimeout, Ended, Failure, NotFound, OutcomeUnknown, PointsmanError
+from kernel.ends import PATIENCE, Ends
+from kernel.errors import (
+    BrokerTimeout,
+    Ended,
+    Failure,
+    NotFound,
+    OutcomeUnknown,
+    OutcomeUnrecorded,
+    PointsmanError,
+    StorageUnavailable,
+)
 from kernel.intent import Intent, IntentId, State
 from kernel.lanes import Lanes
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.storage import IdempotencyKey, Storage
 from kernel.waiters import Seen, Unended, Waiter, Waiters
+
+
+UNWRITTEN = "it goes on, but the database does not answer and nothing is written of it yet: ask for the dispatch again"
 
 
 class WaitSettings(Protocol):
@@ -125,6 +138,7 @@ class Answers:
 
     async def _give_up(self, intent: Intent) -> Answer:
         """Silence for a whole window, or the deadline: end it if nobody took it, else ask its owner to stop it."""
+        await self._end_unsent(intent)
         await self._write_down(intent)
         changed = await self._storage.expire([intent.id], BrokerTimeout().as_failure(), self._node_id)
         self._observer.tell(changed.transitions)
@@ -135,10 +149,23 @@ class Answers:
         self._stop(found)
         raise OutcomeUnknown()
 
-    async def _write_down(self, intent: Intent) -> None:
+    async def _end_unsent(self, intent: Intent) -> None:
+        """What still waits in this node's lanes ends at once, and its end tells that it was not sent."""
         work = self._lanes.find(intent.id)
-        if work:
+        if work and not work.out:
+            work.end_wait()
+            with anyio.move_on_after(PATIENCE):
+                await work.settled.wait()
+
+    async def _write_down(self, intent: Intent) -> None:
+        """Raises: OutcomeUnrecorded when what is in hand here cannot get its row: it goes on all the same."""
+        work = self._lanes.find(intent.id)
+        if work is None:
+            return
+        try:
             await self._ends.write_down(work)
+        except StorageUnavailable as fault:
+            raise OutcomeUnrecorded(None if work.answered else UNWRITTEN) from fault
 
 
 def _unexplained(intent: Intent) -> Failure:

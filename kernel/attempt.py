@@ -13,7 +13,15 @@ from kernel import stock, wire
 from kernel.agent import Agent
 from kernel.clock import Clock
 from kernel.environment import Environment, merged
-from kernel.errors import Failure, LinkLost, Misbehaved, Misconfigured, PayloadTooLarge, PointsmanError
+from kernel.errors import (
+    Failure,
+    LinkLost,
+    Misbehaved,
+    Misconfigured,
+    PayloadTooLarge,
+    PointsmanError,
+    StorageUnavailable,
+)
 from kernel.intent import Intent, State
 from kernel.keyring import INTENT_VALUES, Keyring
 from kernel.lanes import Work
@@ -61,28 +69,23 @@ class Attempts:
 
     async def make(self, work: Work) -> Outcome:
         """Never raises but for cancellation: whatever goes wrong is an outcome."""
-        unsent = self._not_sent(work)
-        if unsent:
-            return unsent
         try:
-            subject = await self._subject(work)
-            return await self._around(work, subject)
+            return self._not_sent(work) or await self._around(work, await self._subject(work))
         except LinkLost:
             return Outcome(kind="lost", reason="link_lost")
+        except StorageUnavailable:
+            return Outcome(kind="dropped", reason="storage_unavailable", retry_in=1.0)
         except Misbehaved as fault:
-            return _refused("plugin_fault", fault)
+            return _refused(work, "plugin_fault", fault)
         except PointsmanError as fault:
-            return _refused(fault.code, fault)
+            return _refused(work, fault.code, fault)
 
     def _not_sent(self, work: Work) -> Outcome | None:
-        """Why it must not be sent at all: its link is gone, a caller cancelled it, its time is over."""
-        if not work.link.open:
-            return Outcome(kind="lost", reason="link_lost")
-        if work.cancelled:
-            return _ended_unsent(work, State.CANCELLED, "cancelled", "it was cancelled before it was sent", 409)
-        if self._clock.monotonic() >= work.until:
-            return _ended_unsent(work, State.EXPIRED, "broker_timeout", "its deadline passed before it was sent", 504)
-        return None
+        """Why it must not be sent at all: its link is gone, a caller cancelled it, its time is over, or not now: its
+        broker is paused."""
+        if not work.link.open or work.cancelled or self._clock.monotonic() >= work.until:
+            return unsent(work)
+        return Outcome(kind="dropped", reason="paused") if work.link.paused else None
 
     # -- resolve -------------------------------------------------------------------------------------------------
 
@@ -136,24 +139,33 @@ class Attempts:
         return outcome
 
     async def _send(self, work: Work, subject: Subject | None) -> Outcome:
+        """Whether it may be sent is asked once more: to resolve takes time."""
+        not_sent = self._not_sent(work)
+        if not_sent:
+            return not_sent
         try:
             outcome = await self._carry_out(work, subject)
         except PayloadTooLarge as fault:
-            return _refused(fault.code, fault)
+            return _refused(work, fault.code, fault)
+        if outcome and outcome.kind == "later" and work.cancelled:
+            return _ended_unsent(work, State.CANCELLED, "cancelled", "it was cancelled when the broker put it off", 409)
         return outcome or _silent()
 
     async def _carry_out(self, work: Work, subject: Subject | None) -> Outcome | None:
         link, intent = work.link, work.intent
         if link.stock:
-            return await stock.send(intent, subject, partial(self.exchange, work))
+            return await stock.send(intent, subject, partial(self.exchange, work), self._message_attempts)
         answer = await self.exchange(work, call_for(intent, subject, suspends=link.can(wire.SUSPEND), by_id=False))
         return outcome_of(intent, answer, message_attempts=self._message_attempts) if answer else None
 
     async def exchange(self, work: Work, call: wire.Call) -> Answer | None:
-        """Send one request and wait for its answer; None when none came by the deadline and its grace.
+        """Send one request and wait for its answer; None when none came by the deadline and its grace, and when the
+        deadline passed before a further request of the same operation.
 
         Raises: LinkLost, PayloadTooLarge.
         """
+        if work.exchange and self._clock.monotonic() >= work.until:
+            return None
         started = self._clock.monotonic()
         exchange = work.link.request(work.intent.id, call, self._headers(work))
         work.exchange = exchange
@@ -191,10 +203,23 @@ class Attempts:
         return headers
 
 
-def _refused(code: str, fault: PointsmanError) -> Outcome:
-    """Nothing was sent: it failed here."""
+def unsent(work: Work) -> Outcome:
+    """What becomes of work that waited and was not sent: somebody else has it, a caller cancelled it, or its time is
+    over."""
+    if not work.link.open:
+        return Outcome(kind="lost", reason="link_lost")
+    if work.cancelled:
+        return _ended_unsent(work, State.CANCELLED, "cancelled", "it was cancelled before it was sent", 409)
+    return _ended_unsent(work, State.EXPIRED, "broker_timeout", "its deadline passed before it was sent", 504)
+
+
+def _refused(work: Work, code: str, fault: PointsmanError) -> Outcome:
+    """Nothing was sent by this attempt: it failed here. What an earlier one did, nobody knows."""
     status = 502 if isinstance(fault, (Misbehaved, Misconfigured)) else fault.status
     error = Failure(code=code, message=fault.message, status=status, details=fault.details)
+    if work.intent.attempts > 1:
+        message = f"{fault.message}; but an earlier attempt may have been carried out"
+        error = Failure(code="outcome_unknown", message=message, status=504, details=fault.details)
     return Outcome(kind="end", reason=code, state=State.FAILED, error=error)
 
 

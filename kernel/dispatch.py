@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 
+import anyio
 import anyio.abc
 
 from kernel.agent import Phase
 from kernel.answers import Answers, WaitSettings
-from kernel.attempt import Attempts
+from kernel.attempt import Attempts, unsent
 from kernel.call import Answer, Call
 from kernel.clock import Clock
 from kernel.ends import Ends
-from kernel.errors import Draining, InvalidState, NotFound, StorageUnavailable
+from kernel.errors import Draining, InvalidState, NotFound, PointsmanError
 from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, lane_of
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
@@ -62,7 +63,7 @@ class Dispatcher:
         self._observer = observer
         self._pulse = pulse
         self._clock = clock
-        self.lanes = Lanes(tasks, self.deliver)
+        self.lanes = Lanes(tasks, clock, deliver=self.deliver, put_aside=self.put_aside)
         self.draining = False
         self._answers = Answers(
             storage=storage,
@@ -169,12 +170,21 @@ class Dispatcher:
 
     async def deliver(self, work: Work) -> None:
         """Execute what is claimed and write its end. Lanes alone call this, one work of a lane at a time."""
-        if work.intent.lane is Lane.MESSAGE and not await self._agent_runs(work):
-            await self._ends.settle(work, Outcome(kind="dropped", reason="agent_not_running"))
-            return
-        async with work.link.window.place(work.intent.lane, alone=work.alone):
-            outcome = await self._attempts.make(work)
-        await self._ends.settle(work, outcome)
+        await self._ends.settle(work, await self._outcome(work))
+
+    async def put_aside(self, work: Work) -> None:
+        """End what waited behind others until nobody wanted it any more, or until its time was over."""
+        await self._ends.settle(work, unsent(work))
+
+    async def _outcome(self, work: Work) -> Outcome:
+        """Wait for a place in the broker's window, then carry it out; what is given up before that is not sent."""
+        with work.patience(work.until - self._clock.monotonic()):
+            if work.intent.lane is Lane.MESSAGE and not await self._agent_runs(work):
+                return Outcome(kind="dropped", reason="agent_not_running")
+            async with work.link.window.place(work.intent.lane, alone=work.alone):
+                if work.set_out():
+                    return await self._attempts.make(work)
+        return unsent(work)
 
     async def _agent_runs(self, work: Work) -> bool:
         """Control goes before messages when both wait; after it the agent may not run any more, and the message waits
@@ -207,6 +217,7 @@ class Dispatcher:
         if work is None:
             return False
         work.cancelled = True
+        work.end_wait()
         work.link.cancel(intent_id)
         return True
 
@@ -215,7 +226,10 @@ class Dispatcher:
         old = await self._answers.found(intent_id)
         if not old.state.ended:
             raise InvalidState(f"the dispatch is {old.state}: only one that ended can be done again")
-        if await self._storage.find_agent(old.agent_id) is None:
+        if old.op is Op.FINALIZE_ENV:
+            raise InvalidState("the values that it brought are not kept: send them again")
+        view = await self._storage.find_agent(old.agent_id)
+        if view is None or view.agent.deleted_at is not None:
             raise NotFound(f"agent {old.agent_slug} is gone")
         recorded = await self._storage.record(Recording(intents=(self._planner.again(old, principal, request_id),)))
         self._observer.tell(recorded.transitions)
@@ -225,12 +239,17 @@ class Dispatcher:
     async def hand_back(self) -> None:
         """The hub stops: LOCAL calls in flight get their row, and their callers are told to follow it."""
         self.draining = True
-        for work in self.lanes.unrecorded():
-            try:
-                await self._ends.write_down(work)
-            except StorageUnavailable:
-                log.error("dispatch %s could not be recorded before the stop", work.intent.id)
+        async with anyio.create_task_group() as tasks:
+            for work in self.lanes.unrecorded():
+                tasks.start_soon(self._write_down, work)
         self._waiters.send_away()
+
+    async def _write_down(self, work: Work) -> None:
+        """All at once: a database that is away costs the stop one deadline, not one for each."""
+        try:
+            await self._ends.write_down(work)
+        except PointsmanError as fault:
+            log.error("dispatch %s could not be recorded before the stop: %s", work.intent.id, fault.message)
 
 
 def _wait(call: Call, intent: Intent) -> float | None:

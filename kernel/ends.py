@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import anyio
 import anyio.abc
@@ -10,7 +11,7 @@ import msgspec
 
 from kernel.agent import AgentChange, Phase
 from kernel.clock import Clock
-from kernel.errors import OutcomeUnrecorded, StorageUnavailable
+from kernel.errors import Failure, OutcomeUnrecorded, PointsmanError, StorageUnavailable
 from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
 from kernel.node import NodeId
@@ -56,24 +57,36 @@ class Ends:
         """Write it, however long the database is away, and tell those who wait."""
         outcome = _about_agent(work.intent, outcome)
         started = self._clock.monotonic()
-        pause, told = 0.05, False
+        pause, waited, told = 0.05, 0.0, False
         while True:
-            try:
-                settled = await self._write(work, outcome)
-                break
-            except StorageUnavailable:
-                waited = self._clock.monotonic() - started
-            if waited >= PATIENCE and not told:
+            with anyio.move_on_after(math.inf if told else PATIENCE - waited) as patience:
+                try:
+                    settled = await self._write(work, outcome)
+                    break
+                except StorageUnavailable:
+                    pass
+                except PointsmanError as fault:
+                    outcome = self._unstorable(work, outcome, fault)
+                await anyio.sleep(self._clock.jitter(pause))
+                pause = min(2.0, pause * 2)
+            waited = self._clock.monotonic() - started
+            if patience.cancelled_caught:
                 told = True
                 self._waiters.failed(work.intent.id, _unrecorded(work.intent))
-            if waited >= RETRIES:
+            if waited >= RETRIES and not (work.recorded and work.link.open):
                 log.error("the end of dispatch %s was never stored: it will be driven again", work.intent.id)
                 return
-            await anyio.sleep(self._clock.jitter(pause))
-            pause = min(2.0, pause * 2)
         self._observer.stage("end", self._clock.monotonic() - started)
         if settled:
             self._tell(work, outcome, settled)
+
+    def _unstorable(self, work: Work, outcome: Outcome, fault: PointsmanError) -> Outcome:
+        """The database refuses this very end: what is stored instead holds nothing that the broker said."""
+        log.error("the end of dispatch %s cannot be stored as it is: %s", work.intent.id, fault.message)
+        error = Failure(
+            code="runtime_error", message=f"the broker's answer cannot be stored: {fault.message}", status=502
+        )
+        return Outcome(kind="end", reason="unstorable", state=State.FAILED, error=error)
 
     async def _write(self, work: Work, outcome: Outcome) -> Settled | None:
         """None: nothing was to be written here, since whoever took the session away puts the row back."""
@@ -95,7 +108,8 @@ class Ends:
         async with work.recording:
             if work.recorded or work.plan is None or work.settled.is_set():
                 return
-            plan = msgspec.structs.replace(work.plan, attempts=work.attempt, claim=work.link.session)
+            sent_at = work.exchange.sent_at if work.exchange else None
+            plan = msgspec.structs.replace(work.plan, attempts=work.attempt, claim=work.link.session, sent_at=sent_at)
             recorded = await self._storage.record(Recording(intents=(plan,)))
             work.recorded = True
         self._observer.tell(recorded.transitions)

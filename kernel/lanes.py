@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 import anyio.abc
 
 from kernel.agent import Agent, Report
+from kernel.clock import Clock
 from kernel.intent import Intent, Lane
 from kernel.link import Exchange, Link
 from kernel.storage import AgentView, NewIntent
@@ -39,6 +42,13 @@ class Work:
         self.view = view
         self.values = values
         self.cancelled = False
+        self.out = False
+        """Its waits are over: it is on its way to the broker, or was there."""
+        self.aside = False
+        """It is ended where it waits, behind others of its lane."""
+        self._waiting: anyio.CancelScope | None = None
+        self.turn = anyio.Event()
+        """It is the first of its lane."""
         self.accepted = False
         """The broker says that it took it."""
         self.progress = False
@@ -52,6 +62,39 @@ class Work:
         self.agent: Agent | None = None
         """Its agent as stored with its end."""
         self.settled = anyio.Event()
+
+    # -- what it waits for -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Its turn came: from now on it wants a place in the broker's window."""
+        self.turn.set()
+        self.link.in_hand += 1
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """It waits under this, for its turn or for a place: `seconds` until its deadline, less if it is given up."""
+        with anyio.move_on_after(max(0.0, seconds)) as scope:
+            self._waiting = scope
+            if self.cancelled:
+                scope.cancel()
+            yield
+        if self._waiting is scope:  # its next wait may have begun in another task
+            self._waiting = None
+
+    def set_out(self) -> bool:
+        """It has its place: what happens now ends with the broker's answer. False when its wait was ended before."""
+        assert self._waiting, "a work sets out from under its patience"
+        if self._waiting.cancel_called:
+            return False
+        self._waiting.deadline = math.inf
+        self._waiting = None
+        self.out = True
+        return True
+
+    def end_wait(self) -> None:
+        """Nobody wants it any more: unless it is out, it ends now, unsent."""
+        if self._waiting:
+            self._waiting.cancel()
 
     def finish(self) -> None:
         """Its end is decided: the next of the lane may go, and the window has a place more."""
@@ -82,30 +125,64 @@ class Work:
 class Lanes:
     """The lanes of every agent that this node has work for. A lane is a queue and, while it holds work, a task."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup, deliver: Callable[[Work], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        tasks: anyio.abc.TaskGroup,
+        clock: Clock,
+        *,
+        deliver: Callable[[Work], Awaitable[None]],
+        put_aside: Callable[[Work], Awaitable[None]],
+    ) -> None:
         self._tasks = tasks
+        self._clock = clock
         self._deliver = deliver
+        self._put_aside = put_aside
         self._queues: dict[tuple[str, Lane], deque[Work]] = {}
+        self._by_id: dict[str, Work] = {}
 
     def enter(self, work: Work) -> None:
         """Take the last place in the agent's lane; the order of these calls is the order of delivery."""
-        work.link.in_hand += 1
+        self._by_id[work.intent.id] = work
         key = (work.intent.agent_id, work.intent.lane)
         queue = self._queues.get(key)
         if queue is None:
             self._queues[key] = deque([work])
+            work.begin()
             self._tasks.start_soon(self._run, key)
         else:
             queue.append(work)
+            self._tasks.start_soon(self._stand, queue, work)
 
     async def _run(self, key: tuple[str, Lane]) -> None:
         queue = self._queues[key]
         try:
             while queue:
-                await self._deliver(queue[0])
+                work = queue[0]
+                await (work.settled.wait() if work.aside else self._deliver(work))
                 queue.popleft().finish()
+                self._forget(work)
+                if queue:
+                    queue[0].begin()
         finally:
             del self._queues[key]
+
+    async def _stand(self, queue: deque[Work], work: Work) -> None:
+        """Behind others, wait for the turn; past its deadline, or when nobody wants it any more, it ends there, however
+        long the others take (P1)."""
+        with work.patience(work.until - self._clock.monotonic()):
+            await work.turn.wait()
+        if work.turn.is_set():
+            return
+        work.aside = True
+        await self._put_aside(work)
+        work.settled.set()
+        if queue[0] is not work:
+            queue.remove(work)
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        if self._by_id.get(work.intent.id) is work:
+            del self._by_id[work.intent.id]
 
     def control_of(self, agent_id: str) -> Work | None:
         """The last of what is in hand in the agent's control lane: control goes before messages when both wait."""
@@ -117,7 +194,7 @@ class Lanes:
         return [work for queue in self._queues.values() for work in queue]
 
     def find(self, intent_id: str) -> Work | None:
-        return next((work for work in self.works() if work.intent.id == intent_id), None)
+        return self._by_id.get(intent_id)
 
     def of_agent(self, agent_id: str) -> list[Work]:
         return [work for lane in Lane for work in self._queues.get((agent_id, lane), ())]

@@ -148,6 +148,8 @@ class Link:
         self.window = Window(_window_of(broker, settings, window))
         self.renewed_at = clock.monotonic()
         self.closing: tuple[int, str] | None = None
+        self.paused = broker.paused
+        """Nothing new is sent: somebody put the broker on pause."""
         self.quiet = False
         """Nothing new is sent: the hub stops."""
         self._secret = secret
@@ -163,7 +165,7 @@ class Link:
         self.work = anyio.Event()
         """Set when something may be claimed for this broker."""
         self.in_hand = 0
-        """How many claimed works wait for, or hold, a place in the window."""
+        """How many works wait for a place in the window, hold one, or write their end: the first of each lane."""
 
     @property
     def open(self) -> bool:
@@ -340,8 +342,9 @@ class Link:
         self._put(wire.encode(wire.Error(code="invalid_message", message=why)), None)
 
     def lose(self) -> None:
-        """The socket is gone: everything in flight is lost, which is no answer."""
+        """The socket is gone: everything in flight is lost, which is no answer. Who waits for work on it is let go."""
         self._open = False
+        self.wake()
         for exchange in list(self._exchanges.values()):
             exchange.lose()
         self._exchanges.clear()

@@ -289,6 +289,11 @@ class Links:
         if link:
             link.hang_up(code, reason)
 
+    def pause(self, broker_id: str, *, paused: bool) -> None:
+        link = self._links.get(broker_id)
+        if link:
+            link.paused = paused
+
     def quieten(self) -> None:
         """The hub stops. What a broker with `dedupe` has in flight is driven again elsewhere, so its socket closes at
         once; another one gets nothing new, and its answers are waited for."""

@@ -16,7 +16,9 @@ Exchange = Callable[[Call], Awaitable[Answer | None]]
 """Sends one request and waits for its answer; None when none came in time."""
 
 
-async def send(intent: Intent, subject: Subject | None, exchange: Exchange) -> Outcome | None:
+async def send(
+    intent: Intent, subject: Subject | None, exchange: Exchange, message_attempts: int = 3
+) -> Outcome | None:
     """Carry one intent out; None when the broker stayed silent."""
     match intent.op:
         case Op.RESTART:
@@ -25,6 +27,9 @@ async def send(intent: Intent, subject: Subject | None, exchange: Exchange) -> O
             return await _start_again(intent, subject, exchange)
         case Op.CREATE:
             return await _create(intent, subject, exchange)
+        case Op.MESSAGE:
+            answer = await exchange(call_for(intent, subject, suspends=False, by_id=True))
+            return outcome_of(intent, answer, message_attempts=message_attempts) if answer else None
         case _:
             return await _plain(intent, subject, exchange)
 

@@ -132,6 +132,9 @@ class Brokers:
     async def _pause(self, req: Asked, resp: Responded, broker: str, *, paused: bool) -> None:
         row = await self._owned(req.principal, broker)
         edited = await self._edge.storage.edit_broker(BrokerEdit(broker_id=row.id, paused=paused))
+        self._edge.links.pause(row.id, paused=paused)
+        if not paused:
+            self._edge.dispatcher.wake(row.id)
         self._edge.dispatcher.wake(row.id)
         tell(resp, shapes.broker(edited))
 
@@ -168,6 +171,7 @@ class Join:
                 self._limits.failed_joins.note(name)
             raise
         self._limits.joins.note(req.peer)
+        self._edge.links.hang_up(body.broker_id.lower(), wire.Close.DELETED, "secret_revoked")
         answer = {
             "secretKey": base64.b64encode(secret).decode(),
             "hubEndpoint": self._edge.host.address(),
