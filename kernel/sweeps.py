@@ -99,12 +99,12 @@ class Sweeps:
         for node_id in reaped.lost_nodes:
             log.warning("node %s is lost: what it had in hand is driven again", node_id)
         self._moved(reaped.changed)
-        self._moved(await self._storage.expire_unheld(self._node_id, self._spans.reconnect_grace, BATCH))
+        await self._all(lambda: self._storage.expire_unheld(self._node_id, self._spans.reconnect_grace, BATCH))
 
     async def stuck(self) -> None:
         """In progress under an epoch that is gone; pending past the deadline."""
-        self._moved(await self._storage.redrive(self._node_id, BATCH))
-        self._moved(await self._storage.expire_due(self._node_id, BATCH))
+        await self._all(lambda: self._storage.redrive(self._node_id, BATCH))
+        await self._all(lambda: self._storage.expire_due(self._node_id, BATCH))
 
     async def messages(self) -> None:
         self.unfinished = await self._storage.unfinished()
@@ -112,6 +112,14 @@ class Sweeps:
     async def history(self) -> None:
         while await self._storage.prune(self._spans.retention, BATCH) >= BATCH:
             await anyio.sleep(0.05)
+
+    async def _all(self, batch: Callable[[], Awaitable[Changed]]) -> None:
+        """Batch after batch until one is not full: what is due today is not left to the next sweep (P1)."""
+        while True:
+            changed = await batch()
+            self._moved(changed)
+            if len(changed.intents) < BATCH:
+                return
 
     def _moved(self, changed: Changed) -> None:
         self._observer.tell(changed.transitions)
