@@ -54,6 +54,7 @@ class Starts:
                 return await self._run(launch, 201)
             except Refusal:
                 self._agents.drop(agent_id)
+                await self._runtime.remove(agent_id, files=True)
                 raise
 
         return Plan(operation=operation, record=starting, perform=perform)

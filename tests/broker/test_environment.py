@@ -130,6 +130,7 @@ async def test_a_command_that_cannot_be_started_is_refused_and_leaves_nothing(
         answer = await agent.create([command])
         assert (answer.status, answer.code) == (422, "start_failed")
         assert command in answer.json["error"]["message"]
+        assert not (broker.dir / "agents" / agent.id).exists()
     assert (await hub.ask("GET", f"/api/v1/agents/{agent.slug}")).status == 404
     assert (await agent.create()).status == 201
 
