@@ -126,6 +126,12 @@ class ExpiryContract(StorageContract):
         assert await world.storage.expire_due(world.node, 100) == Changed()
         assert (await world.end(intent)).accepted
 
+    async def test_what_is_in_hand_takes_no_place_in_a_sweep(self, world: World) -> None:
+        await world.claimed(Op.STOP, await world.new_agent(), deadline_in=0.1)
+        late = await world.record(Op.STOP, await world.new_agent(), deadline_in=0.1)
+        await anyio.sleep(0.15)
+        assert ids((await world.storage.expire_due(world.node, 1)).intents) == [late.id]
+
     async def test_a_sweep_moves_no_more_than_its_limit(self, world: World) -> None:
         late = [await world.record(Op.STOP, await world.new_agent(), deadline_in=0.02) for _ in range(3)]
         late += [await world.record(Op.MESSAGE, await world.new_agent(), deadline_in=0.02) for _ in range(3)]

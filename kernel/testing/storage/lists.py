@@ -138,6 +138,10 @@ class InboxContract(StorageContract):
         assert (await world.storage.unfinished()).stuck_messages == 0
         assert await world.storage.list_intents(IntentFilter(), Page()) == []
 
+    async def test_a_message_to_a_user_stays_out_of_the_dispatch_whatever_it_says(self, world: World) -> None:
+        said = world.message(uuid(), await world.new_agent(), recipient_id="one", dispatch_state=State.PENDING)
+        assert (await world.storage.add_message(said)).dispatch_state is State.NONE
+
     async def test_an_inbox_is_walked_newest_first(self, world: World) -> None:
         agent = await world.new_agent()
         sent = [
@@ -297,6 +301,14 @@ class PruningContract(StorageContract):
         assert await world.storage.find_intents(ended) == []
         assert await world.storage.explain(ended[0]) is None
         assert await world.storage.prune(0.01, 100) == 0
+
+    async def test_nothing_of_what_was_pruned_is_left(self, world: World) -> None:
+        new = world.intent(Op.STOP, await world.new_agent())
+        await world.storage.insert_ended(new, world.ending(new))
+        await anyio.sleep(0.02)
+        await world.storage.prune(0.01, 100)
+        recorded = await world.storage.record(Recording(intents=(new,)))
+        assert [step.n for step in recorded.transitions] == [1, 2]
 
     async def test_pruning_is_bounded(self, world: World) -> None:
         await self._history(world, 10)

@@ -50,7 +50,7 @@ class SessionContract(StorageContract):
         assert again.session == first.session
         assert again.former is None
 
-    @pytest.mark.parametrize("broker_id", ["", "nonsense", "not-a-uuid", uuid()])
+    @pytest.mark.parametrize("broker_id", ["", "nonsense", "not-a-uuid", "0193b8e4-0000-7000-8000-00000000beef"])
     async def test_an_unknown_broker_cannot_be_claimed(self, world: World, broker_id: str) -> None:
         with pytest.raises(NotFound):
             await world.storage.claim_session(world.session_claim(broker_id=BrokerId(broker_id)))
@@ -221,6 +221,12 @@ class SessionContract(StorageContract):
         )
         assert await world.storage.beat(world.node, draining=False)
 
+    async def test_a_session_of_a_lost_node_does_not_make_online(self, world: World) -> None:
+        await anyio.sleep(0.02)
+        await world.storage.reap(lost_after=0.01, stale_after=3600.0)
+        await world.connect()
+        assert not (await world.read_broker()).online
+
     async def test_reaping_clears_what_a_lost_node_held_and_drives_it_again(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
         await anyio.sleep(0.02)
@@ -342,6 +348,16 @@ class PoisonContract(StorageContract):
         await world.disconnect(1006)
         await world.connect(instance=uuid())
         assert (await world.read(intent.id)).broker_crashes == 1
+
+    async def test_what_an_earlier_socket_lost_is_not_counted_for_a_later_crash(self, world: World) -> None:
+        instance = uuid()
+        await world.connect(instance=instance)
+        intent = await world.claimed(Op.STOP, await world.new_agent())
+        await world.disconnect(1006, [intent.id])
+        await world.connect(instance=instance)
+        await world.disconnect(1006)
+        await world.connect(instance=uuid())
+        assert (await world.read(intent.id)).broker_crashes == 0, "the process that died did not have it in hand"
 
     async def test_a_poisonous_stop_leaves_its_agent_alone(self, world: World) -> None:
         intent = await self._in_flight(world, Op.STOP)

@@ -141,7 +141,7 @@ def _begin(tx: Tx, new: NewIntent, transitions: list[Transition]) -> Intent:
     if in_hand and new.claim:
         values |= {"claimed_by": new.claim.node_id, "claimed_session": new.claim.session_id, "claimed_at": tx.now}
     intent = insert(tx, new, state=state, **values)
-    transitions.extend(born(tx, intent))
+    transitions.extend(born(tx, intent, new.advice))
     return intent
 
 

@@ -167,7 +167,9 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
     )
     current = tx.one(_EPOCH, which=new.broker_id) == session.epoch
     agent = change_agent(tx, new.agent_id, ended.change if current else None)
-    steps = born_ended(tx, intent, ended.reason, {} if current else {"agent": "left to the broker's next report"})
+    steps = born_ended(
+        tx, intent, new.advice, ended.reason, {} if current else {"agent": "left to the broker's next report"}
+    )
     return Settled(
         accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=_waiting(tx, intent, agent)
     )

@@ -52,21 +52,21 @@ def step(
     )
 
 
-def born(tx: Tx, intent: Intent) -> list[Transition]:
-    """accepted → routed → the state in which its row begins."""
+def born(tx: Tx, intent: Intent, advice: dict[str, str]) -> list[Transition]:
+    """accepted → routed → the state in which its row begins. `advice`: why this route."""
     reason = "recorded" if intent.state is State.PENDING else "in_hand"
     early = (
-        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at),
+        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
         _early(intent, 2, ROUTED, intent.state, reason, tx.now),
     )
     return [_write(tx, transition) for transition in early]
 
 
-def born_ended(tx: Tx, intent: Intent, reason: str, detail: dict[str, Any]) -> list[Transition]:
+def born_ended(tx: Tx, intent: Intent, advice: dict[str, str], reason: str, detail: dict[str, Any]) -> list[Transition]:
     """accepted → routed → in_progress → its end: a LOCAL call, of which nothing was written before."""
     sent = max(intent.created_at, min(intent.sent_at or tx.now, tx.now))
     early = (
-        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at),
+        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
         _early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
     )
     written = [_write(tx, transition) for transition in early]
@@ -96,7 +96,9 @@ def history(tx: Tx, intent_id: str, op: Op) -> tuple[Transition, ...]:
     return tuple(found)
 
 
-def _early(intent: Intent, n: int, came_from: str, to: str, reason: str, at: int) -> Transition:
+def _early(
+    intent: Intent, n: int, came_from: str, to: str, reason: str, at: int, detail: dict[str, str] | None = None
+) -> Transition:
     claimed = to == State.IN_PROGRESS
     return Transition(
         intent_id=intent.id,
@@ -110,6 +112,7 @@ def _early(intent: Intent, n: int, came_from: str, to: str, reason: str, at: int
         epoch=intent.claimed_epoch if claimed else None,
         attempt=intent.attempts if claimed else None,
         seconds=max(0, at - intent.created_at) / 1_000_000,
+        detail=dict(detail or {}),
     )
 
 

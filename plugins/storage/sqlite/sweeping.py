@@ -178,7 +178,7 @@ def _expire_all(tx: Tx, found: list[Intent], failure: Failure, reason: str, node
 
 def _crash(home: Home) -> Query[Intent]:
     """What had been sent under this epoch and was not answered."""
-    statement = home.update(broker_crashes=home.c.broker_crashes + 1, sent_at=None).where(
+    statement = home.update(broker_crashes=home.c.broker_crashes + 1).where(
         home.c.broker_id == param("broker"),
         home.unfinished(),
         home.c.claimed_epoch == param("epoch"),
