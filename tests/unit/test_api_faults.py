@@ -85,7 +85,7 @@ def test_what_nobody_meant_is_logged_and_not_told(caplog: pytest.LogCaptureFixtu
         (falcon.HTTPUnsupportedMediaType(), "invalid_request", 415),
         (falcon.HTTPInternalServerError(), "internal_error", 500),
     ],
-    ids=lambda value: str(getattr(value, "title", value)),
+    ids=lambda value: value.title if isinstance(value, falcon.HTTPError) else str(value),
 )
 def test_the_frameworks_refusals_are_told_in_our_words(error: falcon.HTTPError, code: str, status: int) -> None:
     fault = fault_of(error, "")

@@ -13,7 +13,7 @@ from kernel.keyring import Keyring
 from kernel.session import Principal, Resource
 from kernel.storage import SealedSecret
 from plugins.auth.brokers import Plugin
-from tests.harness.signing import new_nonce, signed
+from tests.harness.signing import signed
 
 pytestmark = pytest.mark.anyio
 
@@ -160,7 +160,7 @@ async def test_a_clock_within_five_minutes_is_good(off: int) -> None:
         ("X-Scion-Timestamp", "1e9", ClockSkew),
         ("X-Scion-Timestamp", "9" * 5000, ClockSkew),
         ("X-Scion-Nonce", "short", InvalidSignature),
-        ("X-Scion-Nonce", new_nonce().rstrip("="), InvalidSignature),
+        ("X-Scion-Nonce", "AAAAAAAAAAAAAAAAAAAAAA", InvalidSignature),
         ("X-Scion-Signature", "", InvalidSignature),
         ("X-Scion-Signature", "ü", InvalidSignature),
         ("X-Scion-Broker-ID", "nobody", BrokerAuthFailed),

@@ -15,7 +15,7 @@ import pytest
 from tests.harness.command_line import Ran, environment, on_terminal, pointsman
 from tests.harness.scripted_hub import TOKEN, Asked, Cut, Reply, ScriptedHub, error
 
-A, B, P, Q, D = (str(uuid.uuid4()) for _ in range(5))
+A, B, P, Q, D = (f"0193b8e4-0000-7000-8000-00000000000{n}" for n in range(5))
 
 
 def agent(id: str, slug: str, project: str = P, **more: Any) -> dict[str, Any]:
