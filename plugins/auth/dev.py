@@ -79,7 +79,7 @@ def _kept(file: Path) -> str:
     """The token in `file`, made once: of two who start at the same time both read what one of them wrote."""
     try:
         if not file.exists() or not file.read_text().strip():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _make(file)
         return file.read_text().strip()
     except OSError as fault:

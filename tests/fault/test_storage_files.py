@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from kernel import Misconfigured, SchemaState
+from kernel import Instant, Misconfigured, Node, NodeId, SchemaState
 from plugins.storage import migrations
 from plugins.storage.sqlite.opening import Options, opened, schema_of
 from plugins.storage.sqlite.storage import SqliteStorage
@@ -151,7 +151,8 @@ async def test_a_second_opener_in_this_process_is_refused(tmp_path: Path) -> Non
     first = await opened(Options(path=str(path)))
     told = await _refused(path)
     assert f"process {os.getpid()}" in told
-    assert "stop that one" in told
+    assert "stop that one, or give this one its own file with `--set plugins.sqlite.path=…`" in told
+    assert "PostgreSQL" not in told
     await first.close()
     await (await opened(Options(path=str(path)))).close()
 
@@ -177,10 +178,15 @@ async def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
 # -- what is opened -----------------------------------------------------------------------------------------------
 
 
-async def test_missing_directories_are_made_and_the_file_is_private(tmp_path: Path) -> None:
+async def test_what_is_made_is_its_owners_only(tmp_path: Path) -> None:
+    """Messages and sealed secrets stand in all of these files."""
     path = tmp_path / "a" / "b" / "hub %3f#.db"
-    await (await opened(Options(path=str(path)))).close()
-    assert path.stat().st_mode & 0o077 == 0
+    storage = SqliteStorage(await opened(Options(path=str(path))))
+    await storage.join_node(Node(id=NodeId("n"), started_at=Instant(1), beat_at=Instant(1), version="1"))
+    modes = {made.name: made.stat().st_mode & 0o777 for made in (path.parent, *path.parent.iterdir())}
+    await storage.close()
+    files = (path.name, *(f"{path.name}{more}" for more in ("-wal", "-shm", ".lock")))
+    assert modes == {"b": 0o700, **dict.fromkeys(files, 0o600)}
 
 
 @pytest.mark.parametrize(("synchronous", "level"), [("FULL", 2), ("NORMAL", 1)])

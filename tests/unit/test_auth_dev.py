@@ -62,6 +62,7 @@ async def test_the_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path
     first = (await started(file)).offer_token()
     assert first == file.read_text().strip()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert (await started(file)).offer_token() == first
     assert [one.name for one in file.parent.iterdir()] == ["dev-token"]
 

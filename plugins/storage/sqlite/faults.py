@@ -23,6 +23,15 @@ _WHY: dict[int, str] = {
     sqlite3.SQLITE_NOMEM: "the machine is out of memory",
 }
 
+_TAKEN = {
+    "agents.project_id, agents.slug": "an agent of this name exists in this project already",
+    "projects.slug": "a project of this name exists already",
+    "runtime_brokers.name": "a broker of this name exists already",
+    "runtime_brokers.slug": "a broker exists already whose name differs in capitals, spaces or signs only",
+    "users.email": "a user with this address exists already",
+}
+"""What is unique, in words; the columns are as SQLite lists them."""
+
 
 def translated(fault: BaseException | None) -> BaseException | None:
     """The kernel's error for a driver's; any other error as it is."""
@@ -63,8 +72,8 @@ def _integrity(fault: sqlite3.IntegrityError) -> PointsmanError:
     """Unique and foreign key are told apart: a name that is taken is no bad reference."""
     code = fault.sqlite_errorcode
     if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
-        columns = str(fault).partition(": ")[2] or "its key"
-        return AlreadyExists(f"something with the same {columns} exists already: choose another")
+        taken = _TAKEN.get(str(fault).partition(": ")[2], "something with this name or id exists already")
+        return AlreadyExists(f"{taken}: choose another")
     if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
         return Invalid(fields={"reference": "names something that does not exist, or that others still refer to"})
     return Invalid(fields={"value": f"the database refuses it: {fault}"})

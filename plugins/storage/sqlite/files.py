@@ -39,11 +39,11 @@ class Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as fault:
-            holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
             os.close(self._file)
             raise Misconfigured(
-                f"the database {path} is in use by another hub (process {holder}): SQLite serves one hub at a time; "
-                "stop that one, give this one a file of its own, or let both use PostgreSQL"
+                f"the database {path} is in use by another hub{f' (process {holder})' if holder else ''}: SQLite serves "
+                "one hub at a time; stop that one, or give this one its own file with `--set plugins.sqlite.path=…`"
             ) from fault
         self._sign(path)
 
@@ -68,13 +68,13 @@ class Lock:
 
 
 def prepared(path: str) -> Path:
-    """The file's real place, with its directory made.
+    """The file's real place; a directory that is missing is made, for its owner only.
 
     Raises: Misconfigured.
     """
     place = Path(path).expanduser()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = place.resolve()
         if place.is_dir():
             raise IsADirectoryError(None, "it is a directory")
