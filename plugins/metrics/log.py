@@ -14,6 +14,7 @@ log = logging.getLogger("pointsman.transitions")
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info"] = "info"
+    """`serve` shows what is `info`; `debug` leaves a terminal to what a person has to know."""
 
 
 class Plugin:

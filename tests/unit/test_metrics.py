@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kernel import config
 from kernel.clock import Instant
+from kernel.config.decode import decode
 from kernel.host import Gauges
 from kernel.intent import IntentId, Op
 from kernel.transition import Transition
 from plugins.metrics import log as metrics_log
 from plugins.metrics.prometheus import Plugin
 
+ROOT = Path(__file__).resolve().parents[2]
 GAUGES = Gauges(
     links=3,
     bus_state="slow",
@@ -150,3 +154,16 @@ def test_a_log_that_nobody_reads_costs_no_line(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, logger="pointsman.transitions"):
         plugin.on_transition(step("done"))
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("sets", "level"), [((), logging.DEBUG), (("plugins.metrics.log.level=info",), logging.INFO)])
+def test_make_run_leaves_the_terminal_calm_unless_it_is_asked(
+    caplog: pytest.LogCaptureFixture, sets: tuple[str, ...], level: int
+) -> None:
+    settings = config.load(ROOT / "conf/local.yaml", sets, {})
+    (entry,) = (entry for entry in settings.plugins if entry.use == "metrics.log")
+    read = decode(entry.config, metrics_log.LogConfig, "", [])
+    assert isinstance(read, metrics_log.LogConfig)
+    with caplog.at_level(logging.DEBUG, logger="pointsman.transitions"):
+        metrics_log.Plugin(read).on_transition(step("done"))
+    assert [record.levelno for record in caplog.records] == [level]

@@ -41,9 +41,10 @@ class Lock:
         except OSError as fault:
             holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
             os.close(self._file)
+            known = f" (process {holder})" if holder else ""
             raise Misconfigured(
-                f"the database {path} is in use by another hub{f' (process {holder})' if holder else ''}: SQLite serves "
-                "one hub at a time; stop that one, or give this one its own file with `--set plugins.sqlite.path=…`"
+                f"the database {path} is in use by another hub{known}: SQLite serves one hub at a time; "
+                "stop that one, or give this one its own file with `--set plugins.sqlite.path=…`"
             ) from fault
         self._sign(path)
 
