@@ -172,6 +172,13 @@ class RecordingContract(StorageContract):
         [again] = (await world.claim()).intents
         assert again.attempts == 2
 
+    @pytest.mark.parametrize("other", ["node_id", "session_id", "epoch"])
+    async def test_work_of_another_session_is_born_pending(self, world: World, other: str) -> None:
+        value: Any = 99 if other == "epoch" else uuid()
+        claim = msgspec.structs.replace(world.session, **{other: value})
+        intent = await world.record(Op.STOP, await world.new_agent(), attempts=1, claim=claim)
+        assert (intent.state, intent.attempts) == (State.PENDING, 1)
+
     async def test_work_of_a_released_session_is_born_pending(self, world: World) -> None:
         agent = await world.new_agent()
         await world.disconnect()

@@ -342,6 +342,16 @@ class PoisonContract(StorageContract):
         await world.connect(instance=uuid())
         assert (await world.read(intent.id)).broker_crashes == 1
 
+    @pytest.mark.parametrize("instances", [(None, "two"), ("one", None), (None, None)])
+    async def test_of_a_process_that_names_no_instance_no_crash_is_known(
+        self, world: World, instances: tuple[str | None, str | None]
+    ) -> None:
+        await world.connect(instance=instances[0])
+        intent = await world.claimed(Op.STOP, await world.new_agent())
+        await world.disconnect(1006, [intent.id])
+        await world.connect(instance=instances[1])
+        assert (await world.read(intent.id)).broker_crashes == 0
+
     async def test_one_crash_is_counted_once(self, world: World) -> None:
         intent = await self._in_flight(world)
         await self._crash(world, intent)
