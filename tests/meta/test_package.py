@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -14,18 +15,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
+def built(target: str, folder: Path) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)],
+        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)],
         cwd=ROOT,
         check=True,
         capture_output=True,
         timeout=120,
     )
-    (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path)
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built("wheel", tmp_path_factory.mktemp("wheel")))
 
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
@@ -49,6 +53,23 @@ def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
         "broker",
         "pointsman-0.1.0.dist-info",
     }
+
+
+def test_wheel_shows_the_readme_and_claims_a_licence_only_where_there_is_one(wheel: zipfile.ZipFile) -> None:
+    told = wheel.read("pointsman-0.1.0.dist-info/METADATA").decode()
+    assert (ROOT / "README.md").read_text() in told
+    assert ("License" in told.partition("\n\n")[0]) == (ROOT / "LICENSE").exists()
+
+
+def test_source_distribution_holds_what_a_reader_and_the_suite_need(tmp_path: Path) -> None:
+    with tarfile.open(built("sdist", tmp_path)) as source:
+        held = {name.partition("/")[2] for name in source.getnames()}
+    rooms = ("kernel", "plugins", "broker", "conf", "docs", "examples", "tests", "bench")
+    endings = (".py", ".md", ".yaml", ".toml", ".svg")
+    there = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*")}
+    written = {name for name in there if name.endswith(endings) and "/." not in name}
+    files = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "requirements.lock"}
+    assert written | files <= held
 
 
 def test_lock_holds_names_and_hashes_only() -> None:
