@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import uuid
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 OPS = ("start", "stop", "restart", "message", "message", "message")
+UNKEYED = 0.4
 CALLS = 14
 ROUNDS = 8
 
@@ -44,17 +46,31 @@ async def insist(scene: Scene, agent: str, op: str, n: int) -> None:
         await anyio.sleep(0.1)
 
 
+async def ask_once(scene: Scene, agent: str, op: str) -> None:
+    """A local call without a key: its caller may be left without an answer, and does not repeat it."""
+    with contextlib.suppress(httpx2.HTTPError):
+        answer = await scene.api.do(op, agent, prefer="wait=5", x_dispatch_deadline="50")
+        assert answer.status in (200, 202, 502, 503, 504), answer.text
+
+
 async def call_often(scene: Scene, agent: str, chance: random.Random) -> None:
     for n in range(CALLS):
-        await insist(scene, agent, chance.choice(OPS), n)
+        op = chance.choice(OPS)
+        if op != "message" and chance.random() < UNKEYED:
+            await ask_once(scene, agent, op)
+        else:
+            await insist(scene, agent, op, n)
         await anyio.sleep(chance.uniform(0, 0.3))
 
 
 async def break_something(scene: Scene, chance: random.Random) -> str:
-    fault = chance.choice(("hub", "broker", "socket", "twin", "freeze"))
+    fault = chance.choice(("hub", "stop", "broker", "socket", "twin", "freeze"))
     match fault:
         case "hub":
             scene.hub.kill()
+            await scene.hub.restart()
+        case "stop":
+            await scene.hub.terminate()
             await scene.hub.restart()
         case "broker":
             scene.broker.kill()
@@ -72,10 +88,10 @@ async def break_something(scene: Scene, chance: random.Random) -> str:
     return fault
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_every_promise_is_kept_through_a_storm(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("personality", "seed"), [("ours", 1), ("ours", 2), ("stock", 3)])
+async def test_every_promise_is_kept_through_a_storm(tmp_path: Path, personality: str, seed: int) -> None:
     chance = random.Random(seed)
-    async with own_scene(tmp_path) as scene:
+    async with own_scene(tmp_path, personality=personality) as scene:
         agents = [(await scene.agent())["id"] for _ in range(4)]
         await scene.broker.rule(delay=0.05)
         async with anyio.create_task_group() as callers:
@@ -89,4 +105,4 @@ async def test_every_promise_is_kept_through_a_storm(tmp_path: Path, seed: int) 
             (await scene.api.do("start", agent, idempotency_key=str(uuid.uuid4()), prefer="wait=40")).expect(200)
         run = await scene.run()
         assert len(run.rows) > 4 * CALLS / 2
-        await scene.check()
+        await scene.check(dedupes=personality == "ours")
