@@ -186,7 +186,7 @@ class Unprocessable(Refused):
 
 
 class NoRuntimeBroker(Unprocessable):
-    """No broker was named and none could be chosen: name one with runtimeBrokerId."""
+    """No broker was named and none could be chosen: start one; if there are several, name one with runtimeBrokerId."""
 
     code = "no_runtime_broker"
 

@@ -9,6 +9,7 @@ from kernel.broker import Broker
 from kernel.errors import NoRuntimeBroker
 from kernel.project import Project
 from kernel.route import PlacementRequest
+from kernel.storage import Page
 
 
 class Placement:
@@ -26,20 +27,19 @@ class Placement:
         if named:
             return await known_broker(self._edge, named)
         candidates = await self._edge.storage.list_providers(self._project.id)
-        default = self._default(candidates)
-        if default:
-            return default
-        return self._ranked(candidates) or self._only(candidates)
+        reachable = [broker for broker in candidates if self._reachable(broker)]
+        if self._project.default_runtime_broker_id:
+            # Nobody else takes the place of the project's own choice.
+            chosen = self._default(reachable)
+        else:
+            chosen = self._ranked(candidates) or (reachable[0] if len(reachable) == 1 else None)
+        if chosen is None:
+            raise await self._none(candidates, reachable)
+        return chosen
 
-    def _default(self, candidates: list[Broker]) -> Broker | None:
-        """Raises: NoRuntimeBroker when the project's own choice cannot be reached: nobody else takes its place."""
+    def _default(self, reachable: list[Broker]) -> Broker | None:
         wanted = self._project.default_runtime_broker_id
-        if not wanted:
-            return None
-        for broker in candidates:
-            if wanted in (broker.id, broker.slug, broker.name) and self._reachable(broker):
-                return broker
-        raise self._none(candidates, f"the default broker of project {self._project.slug} is not connected")
+        return next((broker for broker in reachable if wanted in (broker.id, broker.slug, broker.name)), None)
 
     def _ranked(self, candidates: list[Broker]) -> Broker | None:
         """What a placement plugin likes best among those that can be reached."""
@@ -56,24 +56,40 @@ class Placement:
                 return known[broker.id]
         return None
 
-    def _only(self, candidates: list[Broker]) -> Broker:
-        online = [broker for broker in candidates if self._reachable(broker)]
-        if len(online) == 1:
-            return online[0]
-        found = "several brokers could run it" if online else "no broker of this project is connected"
-        raise self._none(candidates, found)
-
     def _reachable(self, broker: Broker) -> bool:
         """Connected, or between two sockets, or the caller waits for it."""
         missing = broker.missing_for
         returning = missing is not None and missing < self._edge.settings.dispatch.reconnect_grace
         return self._hold or broker.online or (returning and not broker.left_orderly)
 
-    def _none(self, candidates: list[Broker], why: str) -> NoRuntimeBroker:
+    async def _none(self, candidates: list[Broker], reachable: list[Broker]) -> NoRuntimeBroker:
+        """Why there is none, with those that can be named: this project's, and whoever else is connected."""
+        known = {broker.id for broker in candidates}
+        others = [broker for broker in await self._edge.storage.list_brokers(Page()) if broker.id not in known]
+        available = [*candidates, *(broker for broker in others if broker.online)]
+        online = any(broker.online for broker in available)
         return NoRuntimeBroker(
-            f"{why}: name one with runtimeBrokerId",
-            details={"availableBrokers": [shapes.broker_choice(broker) for broker in candidates]},
+            _why(self._project, reachable, storable=bool(candidates) and not self._hold, nameable=online),
+            details={"availableBrokers": [shapes.broker_choice(broker) for broker in available]},
         )
+
+
+def _why(project: Project, reachable: list[Broker], *, storable: bool, nameable: bool) -> str:
+    """What is missing, and what would help."""
+    if project.default_runtime_broker_id:
+        missing, start = f"the default broker of project {project.slug} is not connected", "start it"
+    elif reachable:
+        return f"{len(reachable)} brokers could run it: name one with runtimeBrokerId"
+    elif nameable:
+        missing, start = "no broker of this project is connected", "start one (`pointsman broker run`)"
+    else:
+        missing, start = "no broker is connected", "start one (`pointsman broker run`)"
+    fixes = [start]
+    if storable:
+        fixes.append("store it until then with `Prefer: deliver=hold` (`--hold`)")
+    if nameable:
+        fixes.append("name one that is with runtimeBrokerId")
+    return f"{missing}: {', or '.join(fixes)}"
 
 
 def _knows(ranked: object, known: dict[str, Broker]) -> bool:

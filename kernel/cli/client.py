@@ -35,7 +35,6 @@ FIXES = {
     "runtime_broker_unavailable": "start the broker; `pointsman broker list` shows who is connected",
     "outcome_unknown": "look at the agent before you repeat it",
     "missing_env_vars": "give them with --env NAME=VALUE",
-    "no_runtime_broker": "name one with --broker; a hub with a broker of its own is `make run`",
     "unavailable": "try again; the hub's /readyz says what it waits for",
     "draining": "try again: this hub is stopping",
 }

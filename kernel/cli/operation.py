@@ -76,12 +76,20 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     def fix_for(self, refused: Answer, waiting: Waiting) -> str | None:
         """What the hub's own words cannot know: the options of this command line."""
+        if refused.code == "no_runtime_broker":
+            return _brokers_to_name(refused)
         if refused.code not in WITHOUT_HOLD or waiting.delivery == "hold":
             return None
         if refused.code == "invalid_state":
             return "start it first, or add --hold to keep it until its next start" if self.op == "message" else None
         mend = "start the broker" if refused.code == "runtime_broker_unavailable" else "resume the broker"
         return f"{mend}, or give --hold{' instead of --now' if waiting.delivery else ''} to keep it until then"
+
+
+def _brokers_to_name(refused: Answer) -> str | None:
+    listed = ((refused.error or {}).get("details") or {}).get("availableBrokers") or []
+    online = [str(broker.get("name")) for broker in listed if broker.get("status") == "online"]
+    return f"connected: {', '.join(online)}; name one with --broker" if online else None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.hubprocess import CONFIG, HubProcess
 from tests.harness.scenes import Scene, own_scene, scene
 
@@ -41,6 +42,7 @@ async def test_of_several_none_is_chosen_and_all_are_listed(alone: Scene) -> Non
         listed = answer.json["error"]["details"]["availableBrokers"]
         assert {one["id"] for one in listed} == {alone.broker_id, second.broker_id}
         assert {one["status"] for one in listed} == {"online"}
+        assert answer.json["error"]["message"] == "2 brokers could run it: name one with runtimeBrokerId"
         for ref in (second.broker_id, (await alone.api.broker(second.broker_id))["slug"]):
             made = (await alone.api.post_agent(alone.project, ref)).expect(201).json["agent"]
             assert made["runtimeBrokerId"] == second.broker_id
@@ -48,7 +50,11 @@ async def test_of_several_none_is_chosen_and_all_are_listed(alone: Scene) -> Non
 
 async def test_without_any_broker_nothing_is_made(alone: Scene) -> None:
     await alone.offline()
-    assert (await alone.api.post_agent(alone.project, None)).expect(422).code == "no_runtime_broker"
+    answer = (await alone.api.post_agent(alone.project, None)).expect(422)
+    assert answer.code == "no_runtime_broker"
+    start = "no broker is connected: start one (`pointsman broker run`)"
+    hold = "store it until then with `Prefer: deliver=hold` (`--hold`)"
+    assert answer.json["error"]["message"] == f"{start}, or {hold}"
     held = await alone.api.post_agent(alone.project, None, headers={"Prefer": "deliver=hold"})
     assert held.expect(202).headers["location"] == f"/api/v1/dispatches/{held.dispatch}"
     refused = (await alone.api.post_agent(alone.project, alone.broker_id)).expect(503)
@@ -68,6 +74,8 @@ async def test_a_project_has_a_broker_of_its_own_choice(alone: Scene) -> None:
         await second.disconnect()
         await alone.api.broker_is(second.broker_id, "offline")
         answer = (await alone.api.post_agent(project, None)).expect(422)
+        assert "start it, or store it until then" in answer.json["error"]["message"]
+        assert "or name one that is with runtimeBrokerId" in answer.json["error"]["message"]
         assert alone.broker_id in [one["id"] for one in answer.json["error"]["details"]["availableBrokers"]]
 
 
@@ -81,6 +89,20 @@ async def test_a_broker_that_was_named_becomes_a_provider(alone: Scene) -> None:
     other = await alone.api.create_project()
     answer = (await alone.api.post_agent(other, None)).expect(422)
     assert identity["broker_id"] not in [one["id"] for one in answer.json["error"]["details"]["availableBrokers"]]
+
+
+async def test_a_broker_that_serves_nobody_by_itself_is_offered_by_name(tmp_path: Path) -> None:
+    async with HubProcess(tmp_path / "hub") as hub:
+        project = await hub.api.create_project()
+        nobody = (await hub.api.post_agent(project, None)).expect(422)
+        assert nobody.json["error"]["message"] == "no broker is connected: start one (`pointsman broker run`)"
+        identity = await hub.api.register_broker(autoProvide=False)
+        async with BrokerProcess(tmp_path / "broker", urls=[hub.url], **identity) as broker:
+            await hub.api.broker_is(broker.broker_id, "online")
+            answer = (await hub.api.post_agent(project, None)).expect(422)
+            assert "name one that is with runtimeBrokerId" in answer.json["error"]["message"]
+            assert [one["id"] for one in answer.json["error"]["details"]["availableBrokers"]] == [broker.broker_id]
+            (await hub.api.post_agent(project, broker.broker_id)).expect(201)
 
 
 LAST = """

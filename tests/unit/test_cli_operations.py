@@ -459,6 +459,22 @@ def test_a_creation_says_what_to_run_and_where(hub: ScriptedHub, tmp_path: Path)
     }
 
 
+def no_broker(*available: dict[str, Any]) -> Reply:
+    told = error(422, "no_runtime_broker", "no broker fits")
+    told.document["error"]["details"]["availableBrokers"] = list(available)
+    return told
+
+
+def test_brokers_are_offered_by_name_only_where_some_are_connected(hub: ScriptedHub, tmp_path: Path) -> None:
+    away = {"name": "cellar", "status": "offline"}
+    hub.on("POST", "/agents", no_broker(away))
+    ran = create(hub, tmp_path, "--", "true")
+    assert (ran.status, ran.err) == (4, "error: no broker fits\n")
+    hub.on("POST", "/agents", no_broker({"name": "attic", "status": "online"}, away, {"name": "b", "status": "online"}))
+    ran = create(hub, tmp_path, "--", "true")
+    assert ran.err == "error: no broker fits\n       connected: attic, b; name one with --broker\n"
+
+
 def test_a_creation_that_took_long_shows_the_agent_all_the_same(hub: ScriptedHub, tmp_path: Path) -> None:
     hub.on("POST", "/agents", accepted())
     hub.on("GET", f"/dispatches/{DISPATCH}", Reply(document=dispatch("done", op="create", result={"agent": {}})))
