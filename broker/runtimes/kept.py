@@ -111,6 +111,7 @@ class Kept:
         self._pid = pid
         """Of a keeper that is our child: it has to be reaped."""
         self._stream: anyio.abc.ByteStream | None = None
+        self._sending = anyio.Lock()
         self._ready = anyio.Event()
         self._answers: dict[int, tuple[anyio.Event, dict[str, Any]]] = {}
         self._last = 0
@@ -138,11 +139,9 @@ class Kept:
         raise KeeperSilent()
 
     async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        if self._stream is None:
-            raise KeeperGone()
         arrived, answer = self._answers[question["n"]] = anyio.Event(), {}
         try:
-            await self._stream.send(msgspec.json.encode(question) + b"\n")
+            await self._send(msgspec.json.encode(question) + b"\n")
             await arrived.wait()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as gone:
             raise KeeperGone() from gone
@@ -152,6 +151,17 @@ class Kept:
             raise KeeperGone()
         return answer
 
+    async def _send(self, line: bytes) -> None:
+        """The whole line, or the connection is of no use any more. Raises: KeeperGone, KeeperSilent."""
+        async with self._sending:
+            if self._stream is None:
+                raise KeeperGone()
+            with anyio.move_on_after(_REACH, shield=True):
+                await self._stream.send(line)
+                return
+            await anyio.aclose_forcefully(self._stream)
+            raise KeeperSilent()
+
     def kill(self) -> None:
         """Kill the agent's group; its keeper writes down how it ended."""
         state = state_of(self._run)
@@ -160,8 +170,10 @@ class Kept:
 
     async def _connect(self) -> bool:
         """False when the keeper is gone."""
-        while is_kept(self._agent):
+        while True:
             try:
+                if not is_kept(self._agent):
+                    return False
                 with _short(self._run) as near:
                     self._stream = await anyio.connect_unix(str(near / SOCKET))
             except OSError:
@@ -169,7 +181,6 @@ class Kept:
             else:
                 self._ready.set()
                 return True
-        return False
 
     async def _read(self, reported: Callable[[dict[str, Any]], None]) -> None:
         assert self._stream is not None

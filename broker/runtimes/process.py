@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from broker.agent import Ended
 from broker.answer import Refusal
 from broker.keeping.agentlog import last_lines
 from broker.runtimes import Delivered, Executed, Launch, Listener, Run
-from broker.runtimes.config import ProcessConfig, read_config
+from broker.runtimes.config import MOST_GRACE, ProcessConfig, read_config
 from broker.runtimes.kept import LOCK, KeeperGone, KeeperSilent, Kept, ended_by, is_kept, kept_run, state_of
 from broker.runtimes.spawn import LOCK_PLACE, locked, start_keeper
 from broker.settings import BrokerSettings
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _BEGIN = 30.0
 """Seconds that a keeper found alive has to begin."""
+_LONGEST_STOP = MOST_GRACE + 60.0
 _MESSAGE_COMMAND = 70.0
 _EXEC_MARGIN = 20.0
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -117,14 +119,17 @@ class ProcessRuntime:
         kept = self._kept.get(agent_id)
         if kept is None or kept.over.is_set():
             return None
-        while not kept.over.is_set():
-            try:
-                await kept.ask("stop", asked=asked)
-                await kept.over.wait()
-            except KeeperGone:
-                await anyio.sleep(0.02)
-            except KeeperSilent as silent:
-                raise Refusal(503, "keeper_silent", "the agent's keeper does not answer", retry_after=5) from silent
+        with anyio.move_on_after(_LONGEST_STOP):
+            while not kept.over.is_set():
+                try:
+                    await kept.ask("stop", asked=asked)
+                    await kept.over.wait()
+                except KeeperGone:
+                    await anyio.sleep(0.02)
+                except KeeperSilent:
+                    break
+        if not kept.over.is_set():
+            raise Refusal(503, "keeper_silent", "the agent's keeper does not answer", retry_after=5)
         return kept.ended
 
     async def find(self, agent_id: str, run_id: str) -> Run | None:
@@ -200,7 +205,7 @@ class ProcessRuntime:
         if not told:
             return Executed(result="lost")
         return Executed(
-            result="cancelled" if cancelled.is_set() else "done",
+            result="cancelled" if cancelled.is_set() and told["exitCode"] == 128 + signal.SIGKILL else "done",
             exit_code=told["exitCode"],
             output=told["output"],
             timed_out=told.get("timedOut", False),

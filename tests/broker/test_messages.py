@@ -114,3 +114,18 @@ async def test_a_message_command_delivers_each_message(hub: FakeHub, broker: Bro
     assert refused.json["error"]["details"] == {"exitCode": 9, "output": "sorry\n"}
     got = (await agent.post("exec", {"command": ["cat", "got"]})).json["output"].splitlines()
     assert [json.loads(line)["message"] for line in got] == ["grüße", "refuse"]
+
+
+async def test_messages_and_commands_of_one_agent_do_not_get_into_each_others_way(
+    hub: FakeHub, broker: BrokerProcess
+) -> None:
+    agent = Agent(hub)
+    await agent.create()
+    messages = [agent.asking("message", {"message": f"{n}" * 2_000}) for n in range(10)]
+    commands = [agent.asking("exec", {"command": ["sh", "-c", f"echo {n}; cat"]}) for n in range(10)]
+    await hub.send(*(one for pair in zip(messages, commands, strict=True) for one in pair))
+    for n, (message, command) in enumerate(zip(messages, commands, strict=True)):
+        assert (await hub.answer(message["requestId"])).status == 200
+        assert (await hub.answer(command["requestId"])).json == {"output": f"{n}\n", "exitCode": 0}
+    read_ones = read(await agent.logged("read", 10))
+    assert [one["message"][0] for one in read_ones] == [str(n) for n in range(10)]
