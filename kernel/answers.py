@@ -11,14 +11,13 @@ import msgspec
 from kernel.agent import Agent
 from kernel.call import Answer
 from kernel.clock import Clock
-from kernel.ends import PATIENCE, Ends
+from kernel.ends import PATIENCE, Ends, unrecorded
 from kernel.errors import (
     BrokerTimeout,
     Ended,
     Failure,
     NotFound,
     OutcomeUnknown,
-    OutcomeUnrecorded,
     PointsmanError,
     StorageUnavailable,
 )
@@ -28,9 +27,6 @@ from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.storage import IdempotencyKey, Storage
 from kernel.waiters import Seen, Unended, Waiter, Waiters
-
-
-UNWRITTEN = "it goes on, but the database does not answer and nothing is written of it yet: ask for the dispatch again"
 
 
 class WaitSettings(Protocol):
@@ -165,7 +161,7 @@ class Answers:
         try:
             await self._ends.write_down(work)
         except StorageUnavailable as fault:
-            raise OutcomeUnrecorded(None if work.answered else UNWRITTEN) from fault
+            raise unrecorded(work) from fault
 
 
 def _unexplained(intent: Intent) -> Failure:

@@ -18,6 +18,7 @@ from kernel.errors import (
     LinkLost,
     Misbehaved,
     Misconfigured,
+    NotFound,
     PayloadTooLarge,
     PointsmanError,
     StorageUnavailable,
@@ -69,6 +70,14 @@ class Attempts:
 
     async def make(self, work: Work) -> Outcome:
         """Never raises but for cancellation: whatever goes wrong is an outcome."""
+        outcome = await self._made(work)
+        if work.cancelled and outcome.kind in ("later", "dropped"):
+            return _ended_unsent(
+                work, State.CANCELLED, "cancelled", "it was cancelled, and the broker had put it off", 409
+            )
+        return outcome
+
+    async def _made(self, work: Work) -> Outcome:
         try:
             return self._not_sent(work) or await self._around(work, await self._subject(work))
         except LinkLost:
@@ -95,8 +104,8 @@ class Attempts:
             return None
         started = self._clock.monotonic()
         view = work.view or await self._agents.find_agent(intent.agent_id)
-        if view is None:
-            raise PointsmanError(f"agent {intent.agent_slug} is gone: it cannot be started")
+        if view is None or view.agent.deleted_at is not None:
+            raise NotFound(f"agent {intent.agent_slug} is gone: it cannot be started")
         subject = Subject(
             agent=view.agent,
             project=view.project,
@@ -147,8 +156,6 @@ class Attempts:
             outcome = await self._carry_out(work, subject)
         except PayloadTooLarge as fault:
             return _refused(work, fault.code, fault)
-        if outcome and outcome.kind == "later" and work.cancelled:
-            return _ended_unsent(work, State.CANCELLED, "cancelled", "it was cancelled when the broker put it off", 409)
         return outcome or _silent()
 
     async def _carry_out(self, work: Work, subject: Subject | None) -> Outcome | None:

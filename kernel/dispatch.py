@@ -104,16 +104,18 @@ class Dispatcher:
         """Route it; then record and signal it, or put it straight into its lane (LOCAL, P7)."""
         if self.draining:
             raise Draining()
-        request, advice = self._routing.decide(call, intent_id)
-        plan = self._planner.plan(call, intent_id, advice.route)
-        link = self._links.of(plan.broker_id) if advice.route is Route.LOCAL else None
+        decided = self._routing.decide(call, intent_id)
+        plan = self._planner.plan(call, intent_id, decided.advice.route, decided.why)
+        link = self._links.of(plan.broker_id) if decided.advice.route is Route.LOCAL else None
         if link and self._needs_no_row(call, link):
             return self._go(call, plan, link)
         waiter.recorded = True
         recorded = await self._record(call, plan)
         if recorded.repeated and recorded.repeated.intent_id:
             return await self._answers.found(recorded.repeated.intent_id)
-        self._signals.signal(self._owner(request), Signal(kind=Kind.WORK, broker_id=plan.broker_id, ids=(plan.id,)))
+        self._signals.signal(
+            self._owner(decided.request), Signal(kind=Kind.WORK, broker_id=plan.broker_id, ids=(plan.id,))
+        )
         return recorded.intents[0]
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:
@@ -192,7 +194,8 @@ class Dispatcher:
         control = self.lanes.control_of(work.intent.agent_id)
         if control is None:
             return True
-        await control.settled.wait()
+        with work.without_place():
+            await control.settled.wait()
         return control.agent is None or control.agent.phase is Phase.RUNNING
 
     # -- cancel, requeue, stop -------------------------------------------------------------------------------------
@@ -203,6 +206,7 @@ class Dispatcher:
         self._observer.tell(cancelled.transitions)
         if cancelled.intent.state.ended:
             self._waiters.ended(cancelled.intent)
+            self.wake(cancelled.intent.broker_id)
         else:
             self._stop(cancelled.intent)
         return cancelled

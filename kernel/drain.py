@@ -27,7 +27,8 @@ NOTE_EVERY = 1.0
 
 
 class Drain:
-    """One task a link claims; a claim is the only way in which recorded work comes into this node's hands."""
+    """One task a link claims, while it may find something; a claim is the only way in which recorded work comes into
+    this node's hands."""
 
     def __init__(
         self,
@@ -47,26 +48,38 @@ class Drain:
         self._clock = clock
         self._node_id = node_id
         self._tasks = tasks
+        self._woken: dict[Link, bool] = {}
+        """The links for which a task claims, and whether they were woken since it last began to."""
 
     def start(self, link: Link) -> None:
+        link.on_work = self._claim_soon
         link.wake()
-        self._tasks.start_soon(self._run, link)
 
     def wake(self, broker_id: str) -> None:
         link = self._links.of(broker_id)
         if link:
             link.wake()
 
+    def _claim_soon(self, link: Link) -> None:
+        if link not in self._woken:
+            self._tasks.start_soon(self._run, link)
+        self._woken[link] = True
+
     async def _run(self, link: Link) -> None:
-        while link.open:
-            await link.work.wait()
-            link.work = anyio.Event()
-            try:
-                await self._claim_all(link)
-            except StorageUnavailable:
-                log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
-                await anyio.sleep(self._clock.jitter(0.5))
-                link.wake()
+        try:
+            while link.open and self._woken[link]:
+                self._woken[link] = False
+                await self._try_claim(link)
+        finally:
+            del self._woken[link]
+
+    async def _try_claim(self, link: Link) -> None:
+        try:
+            await self._claim_all(link)
+        except StorageUnavailable:
+            log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
+            await anyio.sleep(self._clock.jitter(0.5))
+            link.wake()
 
     async def _claim_all(self, link: Link) -> None:
         """Claim until nothing is left or the window is full; a work that ends wakes the link again."""

@@ -27,6 +27,7 @@ PATIENCE = 5.0
 """Seconds after which a caller is told that the answer could not be stored yet."""
 RETRIES = 300.0
 """Seconds for which the node goes on trying to store it."""
+UNWRITTEN = "it goes on, but the database does not answer and nothing is written of it yet: ask for the dispatch again"
 
 
 class Ends:
@@ -72,7 +73,7 @@ class Ends:
             waited = self._clock.monotonic() - started
             if patience.cancelled_caught:
                 told = True
-                self._waiters.failed(work.intent.id, _unrecorded(work.intent))
+                self._waiters.failed(work.intent.id, unrecorded(work))
             if waited >= RETRIES and not (work.recorded and work.link.open):
                 log.error("the end of dispatch %s was never stored: it will be driven again", work.intent.id)
                 return
@@ -186,7 +187,8 @@ def _about_agent(intent: Intent, outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, change=change)
 
 
-def _unrecorded(intent: Intent) -> OutcomeUnrecorded:
-    error = OutcomeUnrecorded()
-    error.dispatch_id = intent.id
+def unrecorded(work: Work) -> OutcomeUnrecorded:
+    """What its callers are told of work that goes on, or ended, while the database is away."""
+    error = OutcomeUnrecorded(None if work.answered else UNWRITTEN)
+    error.dispatch_id = work.intent.id
     return error

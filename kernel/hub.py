@@ -52,6 +52,8 @@ from kernel.wakeups import Wakeups
 log = logging.getLogger(__name__)
 
 
+FIRST_LINK = 10.0
+"""Seconds for which the hub waits for its own broker before it says that it is ready."""
 Companion = Callable[[Ready], Coroutine[Any, Any, None]]
 """A program that lives in the hub's process while it serves, and is stopped first (`serve --with-broker`)."""
 
@@ -378,6 +380,8 @@ async def _live(
         async with anyio.create_task_group() as guests:
             if companion:
                 guests.start_soon(companion, ready)
+                with anyio.move_on_after(FIRST_LINK):
+                    await hub.links.any()
             with ready_file(ready_path, ready):
                 told(ready)
                 await _until_told_to_stop()

@@ -96,9 +96,22 @@ class Work:
         if self._waiting:
             self._waiting.cancel()
 
+    @contextmanager
+    def without_place(self) -> Iterator[None]:
+        """While it waits for something else than a place, it keeps none from others."""
+        self._let_go()
+        try:
+            yield
+        finally:
+            self.link.in_hand += 1
+
     def finish(self) -> None:
         """Its end is decided: the next of the lane may go, and the window has a place more."""
         self.settled.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """It wants no place any more: if that makes room, there may be something to claim."""
         full = self.link.in_hand >= self.link.window.size
         self.link.in_hand -= 1
         if full:
@@ -150,6 +163,7 @@ class Lanes:
             work.begin()
             self._tasks.start_soon(self._run, key)
         else:
+            work.view = None  # it is old when the turn comes: it is read anew then
             queue.append(work)
             self._tasks.start_soon(self._stand, queue, work)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Protocol
 
 import anyio
@@ -143,7 +145,7 @@ class Link:
         self.socket = socket
         self.broker = broker
         self.session = session
-        self.capabilities = frozenset(broker.capabilities)
+        self.capabilities = _named(tuple(broker.capabilities))
         self.stock = not self.capabilities
         self.window = Window(_window_of(broker, settings, window))
         self.renewed_at = clock.monotonic()
@@ -155,15 +157,15 @@ class Link:
         self._secret = secret
         self._settings = settings
         self._clock = clock
-        self._outgoing: deque[tuple[str, Exchange | None]] = deque()
+        self._outgoing: list[tuple[str, Exchange | None]] = []
         self._outgoing_bytes = 0
         self._outgoing_arrived = anyio.Event()
         self._exchanges: dict[str, Exchange] = {}
         self._open = True
         self._hangup = anyio.Event()
         self.unknown_responses = 0
-        self.work = anyio.Event()
-        """Set when something may be claimed for this broker."""
+        self.on_work: Callable[[Link], None] = lambda _: None
+        """Called when something may be claimed for this broker."""
         self.in_hand = 0
         """How many works wait for a place in the window, hold one, or write their end: the first of each lane."""
 
@@ -185,7 +187,7 @@ class Link:
         return capability in self.capabilities
 
     def wake(self) -> None:
-        self.work.set()
+        self.on_work(self)
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -265,16 +267,18 @@ class Link:
             self._hangup.set()
 
     async def write(self) -> None:
-        """The one writer of this socket. A send that takes too long aborts the transport."""
-        while True:
-            await self._outgoing_arrived.wait()
-            self._outgoing_arrived = anyio.Event()
-            while self._outgoing:
-                await self._send(self._take())
+        """The one writer of this socket, until it is gone: the reader alone learns how. A send that takes too long
+        aborts the transport."""
+        with suppress(Closed):
+            while True:
+                await self._outgoing_arrived.wait()
+                self._outgoing_arrived = anyio.Event()
+                while self._outgoing:
+                    await self._send(self._take())
 
     def _take(self) -> list[tuple[str, Exchange | None]]:
         """What goes out in one frame: everything that waits, for a broker that takes arrays, within its limit."""
-        first = self._outgoing.popleft()
+        first = self._outgoing.pop(0)
         taken = [first]
         size = len(first[0].encode()) + 2
         while self.can(wire.BATCH) and self._outgoing:
@@ -282,7 +286,7 @@ class Link:
             if size + more > self.frame_limit:
                 break
             size += more
-            taken.append(self._outgoing.popleft())
+            taken.append(self._outgoing.pop(0))
         self._outgoing_bytes -= sum(len(text) for text, _ in taken)
         return taken
 
@@ -309,7 +313,7 @@ class Link:
             with anyio.move_on_after(self._settings.dead_after - silent):
                 await self._hangup.wait()
         code, reason = self.closing or (1011, "no_pong")
-        with anyio.move_on_after(1.0):
+        with anyio.move_on_after(1.0), suppress(Closed):
             await self.socket.close(code, reason)
         self.socket.abort()
 
@@ -348,6 +352,12 @@ class Link:
         for exchange in list(self._exchanges.values()):
             exchange.lose()
         self._exchanges.clear()
+
+
+@cache
+def _named(capabilities: tuple[str, ...]) -> frozenset[str]:
+    """One set for all brokers that announce the same."""
+    return frozenset(capabilities)
 
 
 def _window_of(broker: Broker, settings: ChannelSettings, most: int) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+import anyio.abc
 
 from kernel import wire
 from kernel.broker import Broker, BrokerId, SessionId
@@ -32,17 +31,48 @@ POLL = 0.05
 class Turns:
     """Notices two processes with one identity: instances that claim by turns."""
 
+    __slots__ = ("_claims",)
+
     def __init__(self) -> None:
-        self._claims: deque[tuple[float, str]] = deque(maxlen=2 * ALTERNATIONS_A_MINUTE + 2)
+        self._claims: list[tuple[float, str]] = []
 
     def claim(self, now: float, instance: str | None) -> bool:
         """Note a claim; True when two instances alternated three times within a minute."""
         if instance is None:
             return False
         if not self._claims or self._claims[-1][1] != instance:
-            self._claims.append((now, instance))
+            self._claims = [*self._claims[-2 * ALTERNATIONS_A_MINUTE - 1 :], (now, instance)]
         recent = [name for at, name in self._claims if now - at < 60.0]
         return len(recent) > ALTERNATIONS_A_MINUTE + 1 and len(set(recent)) < len(recent)
+
+
+class Events:
+    """What a broker tells, applied one event at a time in the order of arrival; a task only while some wait."""
+
+    def __init__(self, link: Link, listener: Listener, tasks: anyio.abc.TaskGroup) -> None:
+        self._link = link
+        self._listener = listener
+        self._tasks = tasks
+        self._waiting: list[wire.Event] = []
+        self._applying = False
+
+    def add(self, event: wire.Event) -> None:
+        broker_id = self._link.session.broker_id
+        if len(self._waiting) >= MOST_EVENTS:
+            log.warning("broker %s sends events faster than they can be stored: one dropped", broker_id)
+            return
+        self._waiting.append(event)
+        if not self._applying:
+            self._applying = True
+            self._tasks.start_soon(self._apply)
+
+    async def _apply(self) -> None:
+        while self._waiting:
+            try:
+                await self._listener.events(self._link, self._waiting.pop(0))
+            except PointsmanError as fault:
+                log.warning("event of broker %s not applied: %s", self._link.session.broker_id, fault)
+        self._applying = False
 
 
 class Links:
@@ -66,7 +96,7 @@ class Links:
         self._tells_conflict = tells_conflict
         self._links: dict[str, Link] = {}
         self._turns: dict[str, Turns] = {}
-        self._claims: dict[str, deque[float]] = {}
+        self._claims: dict[str, list[float]] = {}
         self.closed: Counter[int] = Counter()
         self.refused: Counter[int] = Counter()
         self.late_ends = 0
@@ -98,10 +128,7 @@ class Links:
 
     async def serve(self, socket: Socket, broker_id: str, secret: bytes) -> None:
         """Handshake, claim, serve until the socket is gone, release."""
-        connect = await self._handshake(socket, broker_id)
-        if connect is None:
-            return
-        link = await self._claim(socket, broker_id, secret, connect)
+        link = await self._open(socket, broker_id, secret)
         if link is None:
             return
         code = 1006
@@ -110,6 +137,10 @@ class Links:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release(link, code)
+
+    async def _open(self, socket: Socket, broker_id: str, secret: bytes) -> Link | None:
+        connect = await self._handshake(socket, broker_id)
+        return None if connect is None else await self._claim(socket, broker_id, secret, connect)
 
     async def _handshake(self, socket: Socket, broker_id: str) -> wire.Connect | None:
         with anyio.move_on_after(self._settings.handshake):
@@ -179,7 +210,7 @@ class Links:
         """The newest socket wins: the one that this node had before is closed."""
         broker_id = link.session.broker_id
         now = self._clock.monotonic()
-        self._claims.setdefault(broker_id, deque(maxlen=64)).append(now)
+        self._claims[broker_id] = [*self._claims.get(broker_id, ())[-63:], now]
         twins = self._turns.setdefault(broker_id, Turns()).claim(now, link.broker.instance)
         if twins:
             self._tells_conflict(link.broker)
@@ -191,24 +222,15 @@ class Links:
 
     async def _run(self, link: Link) -> int:
         """Serve the socket until it is gone; answers its close code."""
-        code = 1006
         async with anyio.create_task_group() as tasks:
-            send, receive = anyio.create_memory_object_stream[wire.Event](MOST_EVENTS)
-            tasks.start_soon(self._guard, link.write)
-            tasks.start_soon(self._guard, link.watch)
-            tasks.start_soon(self._apply, link, receive)
-            with send:
-                code = await self._read(link, send)
+            tasks.start_soon(link.write)
+            tasks.start_soon(link.watch)
+            code = await self._read(link, Events(link, self.listener, tasks))
             tasks.cancel_scope.cancel()
         return link.closing[0] if link.closing else code
 
-    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        """The reader alone learns how the socket closed; for whoever sends it is just gone."""
-        with suppress(Closed):
-            await task()
-
-    async def _read(self, link: Link, events: MemoryObjectSendStream[wire.Event]) -> int:
-        bad: deque[float] = deque(maxlen=BAD_FRAMES_A_MINUTE)
+    async def _read(self, link: Link, events: Events) -> int:
+        bad: list[float] = []
         while True:
             try:
                 text = await link.socket.receive()
@@ -216,33 +238,20 @@ class Links:
                 return gone.code
             try:
                 for frame in wire.decode_from_broker(text, batch=link.can(wire.BATCH)):
-                    self._take(link, frame, events)
+                    if isinstance(frame, wire.Event):
+                        events.add(frame)
+                    else:
+                        link.take(frame, self.listener)
             except wire.BadFrame as fault:
                 self._bad(link, str(fault), bad)
 
-    def _take(self, link: Link, frame: wire.Frame, events: MemoryObjectSendStream[wire.Event]) -> None:
-        if not isinstance(frame, wire.Event):
-            link.take(frame, self.listener)
-            return
-        try:
-            events.send_nowait(frame)
-        except anyio.WouldBlock:
-            log.warning("broker %s sends events faster than they can be stored: one dropped", link.session.broker_id)
-
-    def _bad(self, link: Link, why: str, bad: deque[float]) -> None:
+    def _bad(self, link: Link, why: str, bad: list[float]) -> None:
         now = self._clock.monotonic()
         bad.append(now)
+        del bad[:-BAD_FRAMES_A_MINUTE]
         link.complain(why)
-        if len(bad) == bad.maxlen and now - bad[0] < 60.0:
+        if len(bad) == BAD_FRAMES_A_MINUTE and now - bad[0] < 60.0:
             link.hang_up(wire.Close.BAD_FRAMES, "bad_frames")
-
-    async def _apply(self, link: Link, events: MemoryObjectReceiveStream[wire.Event]) -> None:
-        with events:
-            async for event in events:
-                try:
-                    await self.listener.events(link, event)
-                except PointsmanError as fault:
-                    log.warning("event of broker %s not applied: %s", link.session.broker_id, fault)
 
     async def _release(self, link: Link, code: int) -> None:
         sent = link.sent()
@@ -305,6 +314,11 @@ class Links:
 
     async def answered(self) -> None:
         while any(link.quiet and not link.answered for link in self.all()):
+            await anyio.sleep(POLL)
+
+    async def any(self) -> None:
+        """Wait for the first link."""
+        while not self._links:
             await anyio.sleep(POLL)
 
     async def empty(self) -> None:

@@ -39,7 +39,7 @@ class Planner:
         self._clock = clock
         self._spans = spans
 
-    def plan(self, call: Call, intent_id: IntentId, route: Route) -> NewIntent:
+    def plan(self, call: Call, intent_id: IntentId, route: Route, why: dict[str, str]) -> NewIntent:
         agent = call.view.agent
         return NewIntent(
             id=intent_id,
@@ -52,6 +52,7 @@ class Planner:
             deadline_in=self._deadline_in(call),
             deadline_at=call.deadline_at,
             route=route,
+            advice=why,
             principal=call.principal,
             request_id=call.request_id,
             node_id=self._node_id,

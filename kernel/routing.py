@@ -21,6 +21,19 @@ FRAME_ALLOWANCE = 1_500
 """Bytes of a request frame beside its body: ids, path, signature."""
 
 
+KERNEL = "kernel"
+"""Who decided when no strategy did."""
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """One verdict on one call."""
+
+    request: RouteRequest
+    advice: RouteAdvice
+    why: dict[str, str]
+    """Reason and plugin, kept in the intent's history."""
+
+
 class RouteHook(Protocol):
     """The compiled `rank_route`."""
 
@@ -47,8 +60,8 @@ class Routing:
         self._rank_route = rank_route
         self._reconnect_grace = reconnect_grace
 
-    def decide(self, call: Call, intent_id: IntentId) -> tuple[RouteRequest, RouteAdvice]:
-        """The snapshot and the verdict.
+    def decide(self, call: Call, intent_id: IntentId) -> Decided:
+        """The snapshot, the verdict, and who gave it.
 
         Raises: BrokerOffline, BrokerPaused; Unprocessable without a broker; PayloadTooLarge.
         """
@@ -64,7 +77,8 @@ class Routing:
             self._observer.tell([self._refused(call, intent_id, advice.reason)])
             raise _refusal(request, advice)
         self._check_size(call)
-        return request, advice
+        by = advised.plugin if advised else KERNEL
+        return Decided(request=request, advice=advice, why={"reason": advice.reason, "by": by})
 
     def _snapshot(self, call: Call, broker: Broker) -> RouteRequest:
         here = self._links.of(broker.id) is not None

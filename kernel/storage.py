@@ -77,6 +77,8 @@ class NewIntent(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: Instant | None = None
     """A caller's absolute deadline; the earlier of the two wins."""
     route: str
+    advice: dict[str, str] = {}
+    """Why this route, and which plugin said so: the detail of the step accepted → routed."""
     principal: str
     request_id: str
     node_id: NodeId

@@ -126,5 +126,4 @@ class Sweeps:
         for intent in changed.intents:
             if intent.state.ended:
                 self._waiters.ended(intent)
-            else:
-                self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id))
+            self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id))

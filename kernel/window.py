@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,8 +15,8 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self._free = self.size = size
-        self._control: deque[tuple[int, anyio.Event]] = deque()
-        self._messages: deque[tuple[int, anyio.Event]] = deque()
+        self._control: list[tuple[int, anyio.Event]] = []
+        self._messages: list[tuple[int, anyio.Event]] = []
 
     @property
     def free(self) -> int:
@@ -35,7 +34,7 @@ class Window:
             self._free += places
             self._admit()
 
-    async def _take(self, queue: deque[tuple[int, anyio.Event]], places: int) -> None:
+    async def _take(self, queue: list[tuple[int, anyio.Event]], places: int) -> None:
         ticket = (places, anyio.Event())
         queue.append(ticket)
         self._admit()
@@ -45,7 +44,7 @@ class Window:
             self._give_up(queue, ticket)
             raise
 
-    def _give_up(self, queue: deque[tuple[int, anyio.Event]], ticket: tuple[int, anyio.Event]) -> None:
+    def _give_up(self, queue: list[tuple[int, anyio.Event]], ticket: tuple[int, anyio.Event]) -> None:
         if ticket[1].is_set():
             self._free += ticket[0]
         else:
@@ -55,7 +54,7 @@ class Window:
     def _admit(self) -> None:
         for queue in (self._control, self._messages):
             while queue and queue[0][0] <= self._free:
-                places, admitted = queue.popleft()
+                places, admitted = queue.pop(0)
                 self._free -= places
                 admitted.set()
             if queue:

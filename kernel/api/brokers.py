@@ -133,8 +133,6 @@ class Brokers:
         row = await self._owned(req.principal, broker)
         edited = await self._edge.storage.edit_broker(BrokerEdit(broker_id=row.id, paused=paused))
         self._edge.links.pause(row.id, paused=paused)
-        if not paused:
-            self._edge.dispatcher.wake(row.id)
         self._edge.dispatcher.wake(row.id)
         tell(resp, shapes.broker(edited))
 

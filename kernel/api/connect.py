@@ -26,11 +26,15 @@ class Connect:
 
     @route(action="broker.connect", access="broker", guard="upgrades")
     async def on_websocket(self, req: Asked, ws: WebSocket) -> None:
+        broker_id, secret = await self._admitted(req)
+        await ws.accept()
+        await self._edge.links.serve(Upgraded(ws, req.scope["extensions"][SOCKET]), broker_id, secret)
+
+    async def _admitted(self, req: Asked) -> tuple[str, bytes]:
+        """Its id and its key. What else was read of it is not kept for the life of the socket."""
         broker = await known_broker(self._edge, req.principal.id)
         self._check_pace(broker)
-        secret = await self._secret(broker, req.principal.claims.get("keyId"))
-        await ws.accept()
-        await self._edge.links.serve(Upgraded(ws, req.scope["extensions"][SOCKET]), broker.id, secret)
+        return broker.id, await self._secret(broker, req.principal.claims.get("keyId"))
 
     def _check_pace(self, broker: Broker) -> None:
         """Raises: RateLimited when it claims again and again: two with one identity, or one that cannot stay."""
@@ -79,7 +83,7 @@ class Upgraded:
     async def close(self, code: int, reason: str) -> None:
         """Say goodbye and wait until the peer has gone; the server drops one that does not answer."""
         await self._ws.close(code, reason)
-        await self._protocol.lost.wait()
+        await self._protocol.lost()
 
     def abort(self) -> None:
         self._protocol.abort()

@@ -179,7 +179,8 @@ class Socket(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.heard_at = time.monotonic()
-        self.lost = anyio.Event()
+        self._lost = False
+        self._missed: anyio.Event | None = None
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
@@ -187,7 +188,15 @@ class Socket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.lost.set()
+        self._lost = True
+        if self._missed:
+            self._missed.set()
+
+    async def lost(self) -> None:
+        """Wait until the transport has gone. The event is made when somebody waits: thousands of sockets idle."""
+        if not self._lost:
+            self._missed = self._missed or anyio.Event()
+            await self._missed.wait()
 
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]

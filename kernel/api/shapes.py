@@ -238,4 +238,5 @@ def transition(one: Transition) -> dict[str, Any]:
         "nodeId": one.node_id,
         "epoch": one.epoch,
         "attempt": one.attempt,
+        "detail": one.detail,
     }

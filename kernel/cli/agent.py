@@ -95,6 +95,21 @@ async def _slugs(hub: Hub, path: str, name: str, field: str) -> dict[Any, Any]:
         return {}
 
 
+async def _called(hub: Hub, kind: str, id: str | None, field: str) -> str | None:
+    """`garden (0190…)`; the id alone where the caller may not look, or there is nothing any more."""
+    from kernel.cli.failure import CommandFailed
+    from kernel.cli.names import path_of
+
+    if not id:
+        return None
+    try:
+        return f"{(await hub.get(path_of(kind, id)))[field]} ({id})"
+    except CommandFailed as failed:
+        if failed.exit_code == Exit.NO_HUB:
+            raise
+        return id
+
+
 @command.command("show")
 @click.argument("agent")
 @json_option
@@ -107,22 +122,24 @@ async def show_agent(hub: Hub, agent: str, as_json: bool) -> None:
     if as_json:
         show.document(row)
         return
+    project = await _called(hub, "projects", row["projectId"], "slug")
+    broker = await _called(hub, "runtime-brokers", row.get("runtimeBrokerId"), "name")
     told = row.get("detail") or {}
     show.fields(
         f"agent {row['slug']}",
         [
             ("id", row["id"]),
             ("name", row["name"]),
-            ("project", row["projectId"]),
+            ("project", project),
             ("phase", row["phase"]),
             ("activity", row.get("activity")),
-            ("broker", row.get("runtimeBrokerId")),
+            ("broker", broker),
             ("run", row.get("runId")),
             ("task", row.get("taskSummary")),
             ("message", row.get("message") or None),
             *((f"detail {name}", value) for name, value in told.items()),
             ("config", row.get("config") or None),
-            ("labels", row.get("labels") or None),
+            ("labels", show.labels(row.get("labels"))),
             ("version", row.get("stateVersion")),
             ("created", show.clock_time(row.get("created"))),
             ("started", show.clock_time(row.get("startedAt"))),

@@ -40,6 +40,7 @@ Values = tuple[tuple[str, str], ...]
 @click.option(
     "--env", type=Pair(), multiple=True, help="A variable of its environment (NAME alone: yours); may be repeated."
 )
+@click.option("--label", "labels", type=Pair(), multiple=True, help="A label; may be repeated.")
 @waiting_options
 @delivery_options
 @json_option
@@ -52,6 +53,7 @@ def create(
     provision_only: bool,
     config_file: str | None,
     env: Values,
+    labels: Values,
     as_json: bool,
     **options: Any,
 ) -> Exit:
@@ -70,6 +72,7 @@ def create(
         "task": task,
         "provisionOnly": provision_only or None,
         "config": config or None,
+        "labels": dict(labels) or None,
         "gatherEnv": True,
     }
     body = {key: value for key, value in asked.items() if value is not None}
@@ -135,7 +138,13 @@ async def _create(hub: Hub, project: str, body: Row, waiting: Waiting, as_json: 
     project_id = (await project_named(hub, project))["id"]
     change = Change(method="POST", path="/agents", body=encode({**body, "projectId": project_id}))
     wish = Wish(what=f"create {body['name']}", op="create", change=change, project_id=project_id)
-    return await _with_agent(hub, await carry_out(hub, wish, waiting, silent=as_json))
+    try:
+        outcome = await carry_out(hub, wish, waiting, silent=as_json)
+    except CommandFailed as failed:
+        if "config.command" in failed.message and "command" not in body.get("config", {}):
+            failed.fix = f"give it after `--`: `pointsman agent create {body['name']} … -- COMMAND ARGS…`"
+        raise
+    return await _with_agent(hub, outcome)
 
 
 async def _supply(hub: Hub, row: Row, values: Mapping[str, str], waiting: Waiting, as_json: bool) -> Outcome:

@@ -1,4 +1,4 @@
-"""`pointsman broker`: register brokers, run one, look at them."""
+"""`pointsman broker`: register brokers, run one, look at them, take them out of service."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ async def show_broker(hub: Hub, broker: str, as_json: bool) -> None:
         ("conflict", "two processes use its identity by turns" if row.get("conflict") else None),
         ("version", row.get("version")),
         ("capabilities", row.get("capabilities")),
-        ("labels", row.get("labels") or None),
+        ("labels", show.labels(row.get("labels"))),
         ("hub", row.get("connectedHubId")),
         ("connected", show.clock_time(row.get("connectedAt"))),
         ("last heartbeat", show.clock_time(row.get("lastHeartbeat"))),
@@ -222,3 +222,45 @@ def _status(row: dict[str, Any]) -> str:
     status = str(row.get("status"))
     more = [word for word in ("paused", "conflict") if row.get(word)]
     return f"{status} ({', '.join(more)})" if more else status
+
+
+# -- in and out of service ---------------------------------------------------------------------------------------
+
+
+@command.command("pause")
+@click.argument("broker")
+@json_option
+@asks_hub
+async def pause(hub: Hub, broker: str, as_json: bool) -> None:
+    """Send a broker nothing new. Messages wait; what is under way goes on."""
+    await _change(hub, broker, "POST", "paused", as_json, "pause")
+
+
+@command.command("resume")
+@click.argument("broker")
+@json_option
+@asks_hub
+async def resume(hub: Hub, broker: str, as_json: bool) -> None:
+    """Send a paused broker what waits for it, and what is new."""
+    await _change(hub, broker, "POST", "resumed", as_json, "resume")
+
+
+@command.command("delete")
+@click.argument("broker")
+@json_option
+@asks_hub
+async def delete(hub: Hub, broker: str, as_json: bool) -> None:
+    """Delete a broker and its secret, once its agents are deleted."""
+    await _change(hub, broker, "DELETE", "deleted", as_json)
+
+
+async def _change(hub: Hub, name: str, method: str, past: str, as_json: bool, *step: str) -> None:
+    from kernel.cli.client import Change
+    from kernel.cli.names import broker_named, path_of
+
+    row = await broker_named(hub, name)
+    answer = await hub.change(Change(method=method, path=path_of("runtime-brokers", row["id"], *step)))
+    if as_json:
+        show.document(answer.document or row)
+    else:
+        show.say(f"broker {row['name']} {past}")

@@ -9,6 +9,7 @@ import click
 from kernel.cli import show
 from kernel.cli.exits import Exit
 from kernel.cli.options import WaitingCommand, asks_hub, json_option, waiting_of, waiting_options
+from kernel.intent import ENDED
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -143,7 +144,8 @@ def _reasons(told: Row) -> list[tuple[str, Any]]:
         ("state", told["state"]),
         ("code", told["code"]),
         ("next attempt", _due(told.get("nextAttemptAt"))),
-        ("deadline", _due(told.get("deadlineAt"))),
+        # Of what has ended, only the one that it ran into is of interest.
+        ("deadline", _due(told.get("deadlineAt")) if told["state"] not in ENDED - {"expired"} else None),
         ("behind", f"{behind['op']} {behind['id']}" if behind else None),
         ("owner", _owner(owner) if owner else None),
         ("broker", _broker(broker) if broker else None),

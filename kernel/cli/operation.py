@@ -81,7 +81,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if refused.code not in WITHOUT_HOLD or waiting.delivery == "hold":
             return None
         if refused.code == "invalid_state":
-            return "start it first, or add --hold to keep it until its next start" if self.op == "message" else None
+            kept = f"--hold{' instead of --now' if waiting.delivery else ''} keeps it until the agent's next start"
+            return kept if self.op == "message" else None
         mend = "start the broker" if refused.code == "runtime_broker_unavailable" else "resume the broker"
         return f"{mend}, or give --hold{' instead of --now' if waiting.delivery else ''} to keep it until then"
 

@@ -75,7 +75,7 @@ async def show_project(hub: Hub, project: str, as_json: bool) -> None:
             ("name", row["name"]),
             ("git remote", row.get("gitRemote")),
             ("default broker", row.get("defaultRuntimeBrokerId")),
-            ("labels", row.get("labels") or None),
+            ("labels", show.labels(row.get("labels"))),
             ("visibility", row.get("visibility")),
             ("created", show.clock_time(row.get("created"))),
             ("updated", show.clock_time(row.get("updated"))),

@@ -113,6 +113,11 @@ def fields(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
         console.print(line, soft_wrap=True)
 
 
+def labels(value: dict[str, str] | None) -> str | None:
+    """`floor=top, zone=eu`; None where there are none."""
+    return ", ".join(f"{name}={label}" for name, label in (value or {}).items()) or None
+
+
 def cell(value: Cell) -> str:
     """A value as one line of text."""
     if value is None or value == "" or value == [] or value == {}:

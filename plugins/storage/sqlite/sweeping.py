@@ -88,7 +88,6 @@ def _orphans(home: Home) -> Query[Intent]:
         sa.select(sa.literal_column("1"))
         .where(
             _b.id == home.c.broker_id,
-            _b.connection_epoch == home.c.claimed_epoch,
             _b.connected_session_id == home.c.claimed_session,
         )
         .correlate(home.table)
