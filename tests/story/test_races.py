@@ -89,6 +89,40 @@ async def test_many_calls_to_a_stuck_agent_delay_no_other_agent(ours: Scene, tas
         (await call.answered()).expect(200)
 
 
+async def test_messages_that_wait_for_a_slow_operation_keep_no_place_from_other_agents(
+    ours: Scene, tasks: TaskGroup
+) -> None:
+    async with await ours.other_broker("narrow", window=2) as narrow:
+        await narrow.seen(what="connected")
+        await ours.api.broker_is(narrow.broker_id, "online")
+        slow, other = [await ours.api.create_agent(ours.project, narrow.broker_id) for _ in range(2)]
+        await narrow.rule(op="restart", gate="slow")
+        call = Background()
+        tasks.start_soon(call.run, lambda: ours.api.do("restart", slow["id"], prefer="wait=50"))
+        await narrow.seen(what="effect", op="restart")
+        behind = (await ours.api.message(slow["id"], "after the restart")).expect(202)
+        await ours.api.state_is(behind.dispatch, "in_progress")
+        beside = (await ours.api.message(other["id"], "now")).expect(202)
+        assert (await ours.api.ended(beside.dispatch, patience=10))["state"] == "done"
+        await narrow.release("slow")
+        (await call.answered()).expect(200)
+        assert (await ours.api.ended(behind.dispatch))["state"] == "done"
+
+
+async def test_what_waits_behind_a_deletion_is_not_started(ours: Scene, tasks: TaskGroup) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="delete", gate="slow")
+    deletion, start = Background(), Background()
+    tasks.start_soon(deletion.run, lambda: ours.api.delete(agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="delete")
+    tasks.start_soon(start.run, lambda: ours.api.do("start", agent["id"], prefer="wait=50"))
+    await anyio.sleep(0.5)
+    await ours.broker.release("slow")
+    (await deletion.answered()).expect(200, 204)
+    assert (await start.answered()).expect(404).code == "not_found"
+    assert ours.broker.events(what="request", op="start") == []
+
+
 # -- a caller who does not want it any more ------------------------------------------------------------------------
 
 
@@ -103,6 +137,37 @@ async def test_what_the_broker_puts_off_after_a_cancel_is_not_sent_again(ours: S
     assert row["state"] == "cancelled"
     assert len(ours.broker.events(what="request", op="restart")) == 1
     assert ours.broker.effects(op="restart") == []
+
+
+async def test_what_waits_for_a_paused_broker_after_a_cancel_is_not_sent(ours: Scene, tasks: TaskGroup) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first = Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    second = (await ours.api.do("suspend", agent["id"], prefer="respond-async")).expect(202)
+    (await ours.api.ask("POST", f"/runtime-brokers/{ours.broker_id}/pause")).expect(200)
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    await ours.api.state_is(second.dispatch, "pending")
+    assert (await ours.api.cancel(second.dispatch)).expect(200).json["outcome"] == "cancelled"
+    (await ours.api.ask("POST", f"/runtime-brokers/{ours.broker_id}/resume")).expect(200)
+    (await ours.api.do("stop", agent["id"])).expect(200)
+    assert ours.broker.events(what="request", op="suspend") == []
+
+
+# -- one key -----------------------------------------------------------------------------------------------------------
+
+
+async def test_concurrent_creations_with_one_key_are_one_on_a_stock_broker(stock: Scene, tasks: TaskGroup) -> None:
+    """It scopes slugs over all projects, which is asked before; a repeat must not meet its own first."""
+    calls = [Background() for _ in range(12)]
+    headers = {"Idempotency-Key": "one", "Prefer": "wait=50"}
+    for call in calls:
+        tasks.start_soon(call.run, lambda: stock.api.post_agent(stock.project, stock.broker_id, "the one", headers))
+        await anyio.sleep(0.002)
+    agents = {(await call.answered()).expect(201).json["agent"]["id"] for call in calls}
+    assert len(agents) == 1
 
 
 # -- pause -----------------------------------------------------------------------------------------------------------
