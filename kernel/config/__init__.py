@@ -59,8 +59,7 @@ def read(
     for assignment in sets:
         document = assigned(document, assignment, environ, found)
     settings = _settings(document, found)
-    if not found:
-        found += [Mistake(_place(document, key), key, told) for key, told in contradictions(settings)]
+    found += _contradicting(document, found)
     mistakes += found
     return settings
 
@@ -110,6 +109,27 @@ def _settings(document: Table, mistakes: list[Mistake]) -> Settings:
     keys = {name: where for name, where in document.keys.items() if name != "plugins"}
     settings = decode(Table(sections, keys, document.where), Settings, "", mistakes)
     return msgspec.structs.replace(Settings() if isinstance(settings, Nothing) else settings, plugins=entries)
+
+
+def _contradicting(document: Table, found: list[Mistake]) -> list[Mistake]:
+    """What does not go together among the values that could be read: told with the rest, not at the next start."""
+    wrong = {mistake.key.partition("[")[0] for mistake in found}
+    sections = {
+        name: _less(section, f"{name}.", wrong) if isinstance(section, Table) else section
+        for name, section in document.entries.items()
+    }
+    settings = _settings(_less(Table(sections, document.keys, document.where), "", wrong | {"plugins"}), [])
+    return [
+        Mistake(_place(document, keys[0]), keys[0], told)
+        for keys, told in contradictions(settings)
+        if wrong.isdisjoint(keys)
+    ]
+
+
+def _less(table: Table, prefix: str, wrong: set[str]) -> Table:
+    """A mapping without the entries that are wrong."""
+    kept = [name for name in table.entries if prefix + name not in wrong]
+    return Table({name: table.entries[name] for name in kept}, {name: table.keys[name] for name in kept}, table.where)
 
 
 def _place(document: Table, key: str) -> Where:

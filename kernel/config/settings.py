@@ -138,8 +138,8 @@ COUNTS = (
 """Settings of which there must be at least one."""
 
 
-def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Pairs of key and complaint: values that are well-formed, but not together."""
+def contradictions(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and a complaint, told at the first of them: values that are well-formed, but not together."""
     channel, dispatch, server = settings.channel, settings.dispatch, settings.server
     node, storage = settings.node, settings.storage
     ordered = [
@@ -153,16 +153,18 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     for small, low, large, high in ordered:
         if not low < high:
             told = f"expected {small} to be less than {large}, found {duration_text(low)} and {duration_text(high)}"
-            yield small.partition(" ")[0], f"{told}: lower {small.partition(' ')[0]} or raise {large}"
+            key = small.partition(" ")[0]
+            yield (key, large), f"{told}: lower {key} or raise {large}"
     if storage.pool_min > storage.pool_max:
-        yield "storage.pool_min", f"expected at most storage.pool_max ({storage.pool_max}), found {storage.pool_min}"
+        told = f"expected at most storage.pool_max ({storage.pool_max}), found {storage.pool_min}"
+        yield ("storage.pool_min", "storage.pool_max"), told
     for key in COUNTS:
         section, _, name = key.partition(".")
         if getattr(getattr(settings, section), name) < 1:
-            yield key, f"expected 1 or more, found {getattr(getattr(settings, section), name)}"
+            yield (key,), f"expected 1 or more, found {getattr(getattr(settings, section), name)}"
     for key, period in _periods(settings):
         if not period:
-            yield key, "expected more than nothing, found 0s: without a pause this would never rest"
+            yield (key,), "expected more than nothing, found 0s: without a pause this would never rest"
 
 
 def _periods(settings: Settings) -> Iterator[tuple[str, float]]:

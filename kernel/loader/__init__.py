@@ -87,8 +87,7 @@ def checked_settings(
     """
     mistakes: list[Mistake] = []
     settings = read(path, sets, mistakes, environ)
-    if not any(mistake.key.startswith("plugins") for mistake in mistakes):
-        prepare(settings, mistakes, safe_mode=safe_mode, environ=environ)
+    prepare(settings, mistakes, safe_mode=safe_mode, environ=environ)
     if mistakes:
         raise misconfigured(mistakes)
     return settings

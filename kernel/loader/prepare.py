@@ -40,7 +40,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 def prepare(
     settings: Settings, mistakes: list[Mistake], *, safe_mode: bool = False, environ: Mapping[str, str] | None = None
 ) -> list[Prepared]:
-    """All listed plugins in their order. Imports those that are enabled; what is wrong is added to `mistakes`."""
+    """All listed plugins in their order. Imports those that are enabled; what is wrong is added to `mistakes`. What
+    is wrong between plugins is told once each of them could be read: before that nobody knows who else is listed."""
     named = (os.environ if environ is None else environ).get(DISABLE, "")
     disabled = {name.strip() for name in named.split(",")} - {""}
     found: list[Mistake] = []
@@ -48,7 +49,8 @@ def prepare(
     for name in disabled.difference(*({entry.use, short_name(entry.use)} for entry in entries)):
         log.warning("%s names %s, which is not listed", DISABLE, name)
     prepared = [_prepared(entry, disabled, safe_mode, found) for entry in entries]
-    mistakes += found or _clashes(prepared)
+    unread = any(not mistake.key or mistake.key.startswith("plugins") for mistake in mistakes)
+    mistakes += found if found or unread else _clashes(prepared)
     return prepared
 
 

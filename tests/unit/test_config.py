@@ -314,6 +314,20 @@ def test_contradiction_is_told(file: Path, text: str, told: str) -> None:
     assert any(told in line for line in mistakes(file, text))
 
 
+def test_contradictions_are_told_with_the_other_mistakes(file: Path) -> None:
+    told = mistakes(
+        file,
+        "dispatch:\n  window: 0\n  http_wait: soon\n  rolling_window: 40s\nchannel: {ping: 30s, pong: 1s}\nbus: [1]\n",
+    )
+    assert [line.split(" expected", 1)[0] for line in told] == [
+        "2:11: dispatch.window:",
+        "3:14: dispatch.http_wait:",
+        "5:22: channel.pong:",
+        "5:17: channel.ping:",
+        "6:6: bus:",
+    ]
+
+
 def test_contradiction_names_the_place_of_a_set(file: Path) -> None:
     assert mistakes(file, "", "channel.ping=30s")[0].startswith("--set: channel.ping: expected")
 

@@ -422,6 +422,38 @@ def test_mistakes_of_settings_and_of_plugins_are_told_at_once(folder: Path) -> N
     ]
 
 
+def test_entry_that_cannot_be_read_hides_no_other_mistake(folder: Path) -> None:
+    path = write(
+        folder,
+        "hub.yaml",
+        """
+        plugins:
+          - ues: ./store.py
+          - use: ./gone.py
+          - use: routes.local
+            before: [nobody]
+        """,
+    )
+    with pytest.raises(Misconfigured) as caught:
+        checked_settings(path, environ={})
+    assert caught.value.details is not None
+    told = [line.removeprefix(f"{path}:").split(" expected")[0] for line in caught.value.details["mistakes"]]
+    assert told == [
+        "3:5: plugins[0].ues:",
+        "3:5: plugins[0].use:",
+        "4:10: plugins../gone.py.use:",
+        "6:14: plugins.routes.local:",
+    ]
+
+
+def test_file_that_is_no_yaml_is_not_blamed_for_what_it_would_have_listed(folder: Path) -> None:
+    path = write(folder, "hub.yaml", "plugins: [{use: ./store.py}")
+    with pytest.raises(Misconfigured, match="expected YAML") as caught:
+        checked_settings(path, environ={})
+    assert caught.value.details is not None
+    assert len(caught.value.details["mistakes"]) == 1
+
+
 def test_good_file_is_read_as_it_would_be_without_the_look_at_its_plugins(folder: Path) -> None:
     path = write(folder, "hub.yaml", "node: {beat: 1s}\nplugins: [{use: ./store.py}]")
     assert checked_settings(path, environ={}) == config.load(path, (), {})
