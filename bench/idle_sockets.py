@@ -85,7 +85,7 @@ async def run(chosen: argparse.Namespace) -> None:
     )
     floor = 0.0
     with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(4) as step:
-        for name, bare in (("bare: let in, then only read", True), ("hub: session, link, three tasks", False)):
+        for name, bare in (("bare: let in, then only read", True), ("hub: session, link, two tasks", False)):
             before, after, sockets = await look(Path(made), chosen.sockets, step, bare=bare)
             each = (after - before) / sockets
             floor = floor or each

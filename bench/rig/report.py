@@ -43,7 +43,7 @@ class Table:
         for number, column in enumerate(self.columns):
             shown.add_column(column, justify="left" if number == 0 else "right")
         for row in self.rows:
-            shown.add_row(*(_text(value) for value in row))
+            shown.add_row(*(text(value) for value in row))
         return shown
 
     def plain(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Table:
         return {"title": self.title, "note": self.note, "rows": rows}
 
 
-def _text(value: Value) -> str:
+def text(value: Value) -> str:
     """Three digits that count, and no more than are there."""
     if isinstance(value, str):
         return value
