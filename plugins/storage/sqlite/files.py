@@ -93,7 +93,6 @@ def connect_writer(path: Path, synchronous: Synchronous, busy: float) -> Joined:
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise Misconfigured(f"the database {path} cannot use a write-ahead log: keep it on a local disk")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA journal_size_limit = 67108864")
     except BaseException:
         connection.close()
