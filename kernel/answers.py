@@ -78,10 +78,10 @@ class Answers:
             raise
 
     async def _of(self, intent: Intent, waiter: Waiter, wait: float | None) -> Answer:
+        if wait == 0:  # so that a repeat is answered as its first was, which could not know how it ends
+            return Answer(intent=intent, agent=None, ended=False)
         if intent.state.ended:
             return await self._told(intent, None)
-        if wait == 0:
-            return Answer(intent=intent, agent=None, ended=False)
         budget = self._settings.http_wait if wait is None else wait
         remaining = intent.remaining(self._clock.now())
         seen = await self._waiters.outcome(

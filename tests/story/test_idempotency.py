@@ -69,6 +69,18 @@ async def test_a_message_with_a_key_is_sent_once(ours: Scene) -> None:
     assert len(ours.broker.effects(op="message")) == 1
 
 
+@pytest.mark.parametrize(("status", "state"), [(200, "done"), (400, "failed")])
+async def test_who_did_not_wait_gets_the_same_answer_once_it_has_ended(ours: Scene, status: int, state: str) -> None:
+    agent = await ours.agent()
+    await ours.broker.rule(op="message", times=1, status=status)
+    key = new_key()
+    first = (await ours.api.message(agent["id"], "hello", idempotency_key=key)).expect(202)
+    assert (await ours.api.ended(first.dispatch))["state"] == state
+    second = (await ours.api.message(agent["id"], "hello", idempotency_key=key)).expect(202)
+    assert second.dispatch == first.dispatch
+    assert second.json == {**first.json, "dispatchState": state}
+
+
 async def test_a_create_with_a_key_makes_one_agent(ours: Scene) -> None:
     key = {"Idempotency-Key": new_key()}
     first = (await ours.api.post_agent(ours.project, ours.broker_id, "once", key)).expect(201)
