@@ -78,7 +78,14 @@ async def create(edge: Edge, req: Asked, resp: Responded, body: AgentOfProject, 
     hold = operation.preferences.deliver == "hold"
     placement = Placement(edge, project, slug_of(body.name), body.labels, hold=hold)
     broker = await placement.choose(body.runtime_broker_id)
-    await _check_slug_there(edge, broker, slug_of(body.name))
+    try:
+        await _check_slug_there(edge, broker, slug_of(body.name))
+    except AlreadyExists:
+        repeated = await operation.repeated(edge, operation.preferences.wait)  # its first came in between
+        if repeated is None:
+            raise
+        tell_created(resp, repeated)
+        return
     agent = _new_agent(AgentId(edge.clock.uuid7()), req.principal, body, project, broker)
     tell_created(resp, await edge.dispatcher.call(_call(operation, body, agent, project, broker)))
 
