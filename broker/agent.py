@@ -21,9 +21,7 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     project_id: str
     phase: str
     run_id: str | None = None
-    """The run as the hub calls it: what reports carry."""
-    keeper_run: str | None = None
-    """The run that its keeper was started for; another one after a start of an agent that ran already."""
+    """The run that its keeper was started for: what answers and reports name."""
     activity: str | None = None
     detail: dict[str, Any] = {}
     task: str | None = None

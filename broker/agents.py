@@ -68,12 +68,12 @@ class Agents:
 
     def reported(self, agent_id: str, run_id: str, status: dict[str, Any]) -> None:
         record = self.records.get(agent_id)
-        if record and record.keeper_run == run_id:
+        if record and record.run_id == run_id:
             self.put(after_status(record, status))
             self._changed(agent_id)
 
     def ended(self, agent_id: str, run_id: str, ended: Ended) -> None:
         record = self.records.get(agent_id)
-        if record and record.keeper_run == run_id:
+        if record and record.run_id == run_id:
             self.put(after_end(record, ended))
             self._changed(agent_id)

@@ -49,7 +49,7 @@ class Recovery:
         if run is None or record is None:
             await self._undo(operation, record)
             return None
-        begun: dict[str, Any] = {"run_id": run.run_id, "keeper_run": run.run_id, "gathered": None}
+        begun: dict[str, Any] = {"run_id": run.run_id, "gathered": None}
         if operation.config is not None:
             begun |= {"config": operation.config, "task": operation.task}
         self._agents.put(msgspec.structs.replace(record, phase="starting", activity=None, detail={}, **begun))
@@ -67,9 +67,9 @@ class Recovery:
     async def adopt(self, agent_id: str) -> None:
         """Find the run of an agent again; one that ended meanwhile has ended."""
         record = self._agents.get(agent_id)
-        if record is None or record.keeper_run is None or self._runtime.runs(agent_id):
+        if record is None or record.run_id is None or self._runtime.runs(agent_id):
             return
-        run = await self._runtime.find(agent_id, record.keeper_run)
+        run = await self._runtime.find(agent_id, record.run_id)
         if run and run.ended is None:
             self._agents.put(msgspec.structs.replace(record, phase="running"))
         elif record.phase in _LIVELY:

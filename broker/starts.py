@@ -46,7 +46,7 @@ class Starts:
             asked = said(202, missing.told(agent_id))
             return Plan(operation=operation, record=gathered, perform=lambda _: at_once(asked))
         launch = self._launch(agent_id, _run_of(call), config, call.body, hub)
-        starting = msgspec.structs.replace(record, phase="starting", run_id=launch.run_id, keeper_run=launch.run_id)
+        starting = msgspec.structs.replace(record, phase="starting", run_id=launch.run_id)
 
         async def perform(cancelled: anyio.Event) -> Answer:
             try:
@@ -67,8 +67,9 @@ class Starts:
         task = supplied(call.body, hub).task
         then = task or record.task
         operation = Operation(op=call.op, agent_id=record.id, run_id=run_id, config=config, task=then)
+        # it goes on under the run that it has, and its answer says which: the agent itself reports under that name
         if call.op == "start" and task is None and self._runtime.runs(record.id):
-            return Plan(operation=operation, perform=lambda _: self._go_on(record.id, run_id))
+            return Plan(operation=operation, perform=lambda _: at_once(self._agents.told(record.id, 200)))
         launch = self._launch(record.id, run_id, config, call.body, hub)
 
         async def perform(cancelled: anyio.Event) -> Answer:
@@ -103,8 +104,8 @@ class Starts:
     async def _run(self, launch: Launch, status: int) -> Answer:
         """Start a run; the agent is as before when it could not be started. Raises: Refusal."""
         before = self._agents.now(launch.agent_id)
-        run = {"run_id": launch.run_id, "keeper_run": launch.run_id}
-        self._agents.put(msgspec.structs.replace(before, phase="starting", activity=None, detail={}, **run))
+        starting: dict[str, Any] = {"phase": "starting", "run_id": launch.run_id, "activity": None, "detail": {}}
+        self._agents.put(msgspec.structs.replace(before, **starting))
         try:
             await self._runtime.start(launch)
         except Refusal:
@@ -118,11 +119,6 @@ class Starts:
         if record.phase == "starting":
             self._agents.put(msgspec.structs.replace(record, phase="running"))
         return self._agents.told(agent_id, status)
-
-    async def _go_on(self, agent_id: str, run_id: str) -> Answer:
-        """A start of an agent that runs: it goes on, under the run that the hub now calls it by."""
-        self._agents.put(msgspec.structs.replace(self._agents.now(agent_id), run_id=run_id))
-        return self._agents.told(agent_id, 200)
 
     def _config(self, call: Call, record: AgentRecord | None) -> dict[str, Any]:
         config = call.body.get("inlineConfig")

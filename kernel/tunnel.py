@@ -283,7 +283,7 @@ def _change(intent: Intent, status: int, said: Any) -> AgentChange | None:
     told = told if isinstance(told, dict) else {}
     return AgentChange(
         phase=_phase(intent, said, told),
-        run_id=intent.run_id if intent.op in RUNS else None,
+        run_id=(_text(told.get("runId")) or intent.run_id) if intent.op in RUNS else None,
         activity=_text(told.get("activity")),
         image=_text(told.get("image")),
         runtime=_text(told.get("runtime")),

@@ -85,15 +85,17 @@ async def test_delete_removes_the_agent_and_frees_its_slug(hub: FakeHub, broker:
     assert (await Agent(hub, agent.slug).create()).status == 201
 
 
-async def test_a_running_agent_that_is_started_goes_on_under_the_new_run(hub: FakeHub, broker: BrokerProcess) -> None:
+async def test_a_running_agent_that_is_started_goes_on_under_the_run_that_it_has(
+    hub: FakeHub, broker: BrokerProcess
+) -> None:
     agent = Agent(hub)
     await agent.create("import sys; sys.stdin.readline(); sys.exit(4)")
     answer = await agent.start()
-    assert (answer.status, answer.json["phase"], answer.json["agent"]["runId"]) == (200, "running", agent.runs[1])
+    assert (answer.status, answer.json["phase"], answer.json["agent"]["runId"]) == (200, "running", agent.runs[0])
     assert len(processes_with(agent.runs[0])) == 1
     assert processes_with(agent.runs[1]) == []
     await agent.message("end")
-    assert (await agent.status(phase="error"))["runId"] == agent.runs[1]
+    assert (await agent.status(phase="error"))["runId"] == agent.runs[0]
 
 
 async def test_start_of_a_running_agent_with_a_task_makes_it_anew(hub: FakeHub, broker: BrokerProcess) -> None:

@@ -185,6 +185,11 @@ def test_only_the_operations_that_make_a_run_store_one() -> None:
     assert answered(Op.STOP, 200).change.run_id is None
 
 
+def test_the_run_that_the_broker_names_is_the_one_that_is_stored() -> None:
+    """A start of an agent that runs leaves it under its old run, which it goes on to report under."""
+    assert answered(Op.START, 200, {"agent": {"phase": "running", "runId": "run-0"}}).change.run_id == "run-0"
+
+
 def test_an_outcome_is_a_value() -> None:
     outcome = answered(Op.START, 200)
     with pytest.raises(AttributeError):
