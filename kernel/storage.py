@@ -530,6 +530,16 @@ class Agents(Protocol):
         type: str | None = None,
     ) -> list[Message]: ...
 
+    async def count_messages(
+        self,
+        recipient_id: str,
+        *,
+        unread: bool = False,
+        project_id: str | None = None,
+        agent_id: str | None = None,
+        type: str | None = None,
+    ) -> int: ...
+
     async def add_message(self, message: Message) -> Message:
         """A message to a user: `dispatch_state` is `none`, and nothing is ever dispatched."""
         ...

@@ -83,6 +83,10 @@ class InboxQuery(PageQuery, frozen=True, kw_only=True):
     agent: str | None = None
     type: str | None = None
 
+    @property
+    def where(self) -> dict[str, Any]:
+        return {"unread": self.unread, "project_id": self.project, "agent_id": self.agent, "type": self.type}
+
 
 class Messages:
     """To one agent."""
@@ -159,15 +163,10 @@ class Inbox:
 
     @route(action="message.list", access="user", query=InboxQuery)
     async def on_get(self, req: Asked, resp: Responded, query: InboxQuery) -> None:
-        rows = await self._edge.storage.list_messages(
-            req.principal.id,
-            query.page,
-            unread=query.unread,
-            project_id=query.project,
-            agent_id=query.agent,
-            type=query.type,
-        )
-        tell(resp, listed("messages", rows, query.page, created=lambda row: row.created, show=shapes.message))
+        storage, page = self._edge.storage, query.page
+        rows = await storage.list_messages(req.principal.id, page, **query.where)
+        total = await storage.count_messages(req.principal.id, **query.where) if query.count else None
+        tell(resp, listed("messages", rows, page, created=lambda row: row.created, show=shapes.message, total=total))
 
     @route(action="message.read", access="user")
     async def on_post_read(self, req: Asked, resp: Responded, message: str) -> None:

@@ -134,6 +134,7 @@ async def test_a_preference_that_cannot_be_followed_is_refused_before_anything_i
 
 async def test_nobodys_inbox_is_empty_and_its_messages_unknown(ours: Scene) -> None:
     assert await ours.api.get("/messages", unread="true", project=ours.project) == {"messages": [], "nextCursor": None}
+    assert (await ours.api.get("/messages", count="true"))["totalCount"] == 0
     for id in (str(uuid.uuid4()), "not-an-id"):
         assert (await ours.api.ask("POST", f"/messages/{id}/read")).expect(404).code == "not_found"
 

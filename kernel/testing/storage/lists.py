@@ -165,6 +165,22 @@ class InboxContract(StorageContract):
         assert await world.storage.mark_read(second.id, "one")
         assert await inbox("one", Page(), unread=True) == [first]
 
+    async def test_an_inbox_is_counted_as_it_is_filtered(self, world: World) -> None:
+        agent = await world.new_agent()
+        read = await world.storage.add_message(
+            world.message(uuid(), agent, recipient_id="one", type="question", agent_id=agent.id)
+        )
+        await world.storage.add_message(world.message(uuid(), agent, recipient_id="one"))
+        await world.storage.add_message(world.message(uuid(), agent, recipient_id="two"))
+        await world.storage.mark_read(read.id, "one")
+        count = world.storage.count_messages
+        assert await count("one") == 2
+        assert await count("one", unread=True) == 1
+        assert await count("one", type="question", agent_id=agent.id) == 1
+        assert await count("one", type="question", unread=True) == 0
+        assert await count("one", project_id=uuid()) == 0
+        assert await count("nobody") == 0
+
     async def test_only_its_recipient_reads_a_message(self, world: World) -> None:
         said = await world.storage.add_message(world.message(uuid(), await world.new_agent(), recipient_id="one"))
         assert not await world.storage.mark_read(said.id, "two")

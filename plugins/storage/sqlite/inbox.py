@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from kernel import Message, Page, State, is_uuid
 from plugins.storage.schema import Flag, messages
 from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, param
+from plugins.storage.sqlite.query import Query, Tx, first, param
 from plugins.storage.sqlite.rows import MESSAGE
 
 _c = messages.c
@@ -27,24 +27,45 @@ _READ = Query[Any](
 )
 
 
-@cache
-def _listing(given: frozenset[str], unread: bool, onward: bool) -> Query[Message]:
+def _terms(given: frozenset[str], unread: bool) -> list[Any]:
     terms: list[Any] = [_c.recipient_id == param("whose")]
     terms += [_c[name] == param(f"of_{name}") for name in sorted(given)]
-    if unread:
-        terms.append(sa.not_(_c.read))
+    return [*terms, sa.not_(_c.read)] if unread else terms
+
+
+@cache
+def _listing(given: frozenset[str], unread: bool, onward: bool) -> Query[Message]:
+    terms = _terms(given, unread)
     if onward:
         terms.append(beyond(_c.created, _c.id))
     newest = sa.select(*MESSAGE.columns).where(*terms).order_by(_c.created.desc(), _c.id.desc())
     return Query(newest.limit(param("take")), MESSAGE.read)
 
 
+@cache
+def _counting(given: frozenset[str], unread: bool) -> Query[int]:
+    return Query(sa.select(sa.func.count()).select_from(messages).where(*_terms(given, unread)), first)
+
+
 def list_messages(tx: Tx, recipient_id: str, page: Page, unread: bool, filters: dict[str, str | None]) -> list[Message]:
     """`filters`: project_id, agent_id, type."""
-    given = {name: value for name, value in filters.items() if value is not None}
+    given = _given(filters)
     query = _listing(frozenset(given), unread, page.after is not None)
-    named = {f"of_{name}": value for name, value in given.items()}
-    return tx.all(query, whose=recipient_id, take=page.limit + 1, **named, **edge(page))
+    return tx.all(query, whose=recipient_id, take=page.limit + 1, **_named(given), **edge(page))
+
+
+def count_messages(tx: Tx, recipient_id: str, unread: bool, filters: dict[str, str | None]) -> int:
+    """`filters` as in `list_messages`."""
+    given = _given(filters)
+    return tx.one(_counting(frozenset(given), unread), whose=recipient_id, **_named(given)) or 0
+
+
+def _given(filters: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+def _named(given: dict[str, str]) -> dict[str, str]:
+    return {f"of_{name}": value for name, value in given.items()}
 
 
 def add_message(tx: Tx, message: Message) -> Message:

@@ -239,6 +239,18 @@ class SqliteStorage:
         filters = {"project_id": project_id, "agent_id": agent_id, "type": type}
         return await self._read(lambda tx: inbox.list_messages(tx, recipient_id, page, unread, filters))
 
+    async def count_messages(
+        self,
+        recipient_id: str,
+        *,
+        unread: bool = False,
+        project_id: str | None = None,
+        agent_id: str | None = None,
+        type: str | None = None,
+    ) -> int:
+        filters = {"project_id": project_id, "agent_id": agent_id, "type": type}
+        return await self._read(lambda tx: inbox.count_messages(tx, recipient_id, unread, filters))
+
     async def add_message(self, message: Message) -> Message:
         return await self._write(lambda tx: inbox.add_message(tx, message))
 
