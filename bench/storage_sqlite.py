@@ -181,12 +181,16 @@ async def records(world: World, seconds: float, directory: Path) -> report.Table
         note="bare sqlite3 beside it, as many rows in one commit",
     )
 
+    batches: list[float] = []
+
     async def record(number: int) -> None:
         await world.storage.record(Recording(intents=(world.message(number),)))
+        batches.append(world.storage.last_batch)
 
     for callers in CALLERS:
+        batches.clear()
         speed, middle = await rate(record, callers, seconds)
-        batch = max(1, round(world.storage.last_batch))
+        batch = max(1, round(report.median(batches)))
         bare = batch / commit_time(directory, batch, seconds / 2)
         table.add(callers, speed, middle, batch, bare, speed / bare)
     return table
