@@ -12,6 +12,9 @@ from kernel.storage import Changed
 from kernel.testing.storage.contract import StorageContract
 from kernel.testing.storage.world import FAILURE, World, ids, uuid
 
+SOON = 1.5
+"""Seconds: enough for a claim before them on a busy machine."""
+
 
 async def _tried(world: World, op: Op = Op.STOP, **more: float) -> Intent:
     """Pending, after one attempt of which nobody knows the outcome."""
@@ -115,21 +118,21 @@ class ExpiryContract(StorageContract):
         assert (await world.read(kept.id)).state is State.PENDING
 
     async def test_a_deadline_that_passes_after_an_attempt_is_an_unknown_outcome(self, world: World) -> None:
-        intent = await _tried(world, deadline_in=0.1)
-        await anyio.sleep(0.15)
+        intent = await _tried(world, deadline_in=SOON)
+        await anyio.sleep(SOON + 0.05)
         [ended] = (await world.storage.expire_due(world.node, 100)).intents
         assert (ended.id, ended.error and ended.error.code) == (intent.id, "outcome_unknown")
 
     async def test_what_is_in_hand_is_never_taken_away_by_a_clock(self, world: World) -> None:
-        intent = await world.claimed(Op.STOP, await world.new_agent(), deadline_in=0.1)
-        await anyio.sleep(0.15)
+        intent = await world.claimed(Op.STOP, await world.new_agent(), deadline_in=SOON)
+        await anyio.sleep(SOON + 0.05)
         assert await world.storage.expire_due(world.node, 100) == Changed()
         assert (await world.end(intent)).accepted
 
     async def test_what_is_in_hand_takes_no_place_in_a_sweep(self, world: World) -> None:
-        await world.claimed(Op.STOP, await world.new_agent(), deadline_in=0.1)
-        late = await world.record(Op.STOP, await world.new_agent(), deadline_in=0.1)
-        await anyio.sleep(0.15)
+        await world.claimed(Op.STOP, await world.new_agent(), deadline_in=SOON)
+        late = await world.record(Op.STOP, await world.new_agent(), deadline_in=SOON)
+        await anyio.sleep(SOON + 0.05)
         assert ids((await world.storage.expire_due(world.node, 1)).intents) == [late.id]
 
     async def test_a_sweep_moves_no_more_than_its_limit(self, world: World) -> None:
@@ -214,9 +217,9 @@ class ExpiryContract(StorageContract):
         agent = await world.new_agent()
         for op in (Op.STOP, Op.MESSAGE):
             for state in (State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED):
-                await world.end(await world.claimed(op, agent, deadline_in=0.5), state=state)
+                await world.end(await world.claimed(op, agent, deadline_in=SOON), state=state)
         await world.storage.add_message(world.message(uuid(), agent, recipient="user:one", recipient_id="one"))
-        await anyio.sleep(0.55)
+        await anyio.sleep(SOON + 0.05)
         await world.connect()
         assert (await world.claim()).intents == ()
         assert await world.storage.redrive(world.node, 100) == Changed()

@@ -100,9 +100,9 @@ class LaneContract(StorageContract):
 
     async def test_what_is_not_due_yet_is_not_taken(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
-        await world.put_back(intent, retry_in=0.3)
+        await world.put_back(intent, retry_in=1.5)
         assert (await world.claim()).intents == ()
-        await anyio.sleep(0.35)
+        await anyio.sleep(1.55)
         assert ids((await world.claim()).intents) == [intent.id]
 
     async def test_what_is_past_its_deadline_is_not_taken(self, world: World) -> None:
