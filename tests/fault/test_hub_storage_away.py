@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,3 +168,16 @@ async def _goes_on(scene: Scene, agent: str) -> None:
     assert scene.broker.events(what="closed") == []
     assert len(scene.broker.events(what="connected")) == 1
     await scene.check()
+
+
+async def test_a_stop_does_not_wait_for_each_call_in_turn(tmp_path: Path, tasks: TaskGroup) -> None:
+    """A database that is away costs the stop its deadline a few times, however many calls are in flight."""
+    async with own_scene(tmp_path) as scene:
+        agents = [await scene.agent() for _ in range(20)]
+        await scene.broker.rule(op="stop", gate="slow")
+        for agent in agents:
+            call = Background()
+            tasks.start_soon(call.run, partial(scene.api.do, "stop", agent["id"], prefer="wait=60"))
+        await scene.broker.seen(what="request", op="stop", times=len(agents))
+        with locked(scene):
+            assert await scene.hub.terminate(patience=60) == 0

@@ -1,0 +1,118 @@
+"""What a hub does beside its calls: it beats and sweeps, whatever the database answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from kernel.clock import SYSTEM, Instant
+from kernel.config import Settings
+from kernel.errors import StorageUnavailable
+from kernel.intent import Intent, IntentId, Lane, Op, State
+from kernel.node import Node, NodeId
+from kernel.observe import Observer
+from kernel.pulse import Pulse
+from kernel.signals import InProcessSignals
+from kernel.storage import Changed
+from kernel.sweeps import BATCH, Judgement, Sweeps
+from kernel.waiters import Waiters
+
+pytestmark = pytest.mark.anyio
+NODE = Node(id=NodeId("n"), started_at=Instant(0), beat_at=Instant(0), version="t")
+
+
+class Silent:
+    def tell(self, *_: object) -> None: ...
+
+
+class Forgets:
+    """A database that lost the node's row, and is away when the node wants it back the first time."""
+
+    def __init__(self) -> None:
+        self.joined = 0
+        self.known = True
+
+    async def join_node(self, node: Node) -> Changed:
+        self.joined += 1
+        if self.joined == 2:
+            raise StorageUnavailable
+        self.known = True
+        return Changed()
+
+    async def beat(self, node_id: NodeId, draining: bool) -> bool:
+        return self.known
+
+
+class Overdue:
+    """A database with more overdue intents than one batch takes."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    async def redrive(self, node_id: NodeId, limit: int) -> Changed:
+        return Changed()
+
+    async def expire_due(self, node_id: NodeId, limit: int) -> Changed:
+        taken = min(limit, self.left)
+        self.left -= taken
+        return Changed(intents=tuple(_expired(n) for n in range(taken)))
+
+
+def _expired(n: int) -> Intent:
+    return Intent(
+        id=IntentId(str(n)),
+        op=Op.STOP,
+        lane=Lane.CONTROL,
+        state=State.EXPIRED,
+        broker_id="b",
+        agent_id="a",  # type: ignore[arg-type]
+        agent_slug="a",
+        project_id="p",
+        deadline_at=Instant(0),
+        route="hold",
+        principal="me",
+        request_id="r",
+        node_id="n",
+        created_at=Instant(0),
+    )
+
+
+async def test_a_node_that_cannot_join_again_tries_at_its_next_beat() -> None:
+    storage: Any = Forgets()
+    pulse = Pulse(storage, NODE, SYSTEM, every=0.01, lost_after=60, grace=0)
+    await pulse.start()
+    storage.known = False
+    forgotten = 0
+
+    async def forget() -> None:
+        nonlocal forgotten
+        forgotten += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pulse.run, forget)
+        with anyio.fail_after(30):
+            while storage.joined < 3:
+                await anyio.sleep(0.01)
+            while not pulse.steady:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert forgotten == 2
+
+
+async def test_a_sweep_ends_everything_that_is_overdue() -> None:
+    storage: Any = Overdue(2 * BATCH + 3)
+    pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=0)
+    sweeps = Sweeps(
+        storage=storage,
+        observer=Observer(Silent(), Silent()),
+        waiters=Waiters(storage, SYSTEM, ()),
+        signals=InProcessSignals(SYSTEM),
+        pulse=pulse,
+        clock=SYSTEM,
+        every=Settings().sweep,
+        spans=Judgement(lost_after=6, stale_after=15, reconnect_grace=5, retention=60),
+    )
+    await sweeps.stuck()
+    assert storage.left == 0
