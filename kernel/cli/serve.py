@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,6 @@ from kernel.errors import Misconfigured, PointsmanError
 if TYPE_CHECKING:
     from kernel.hub import Companion
     from kernel.ready import Ready
-
-
-SHARE = 0.0002
-"""Seconds after which a busy thread gives way to another. The loop's is busy, and a database's thread needs the
-interpreter again after each statement: with Python's own 5 ms both come to three quarters of the calls (`bench/`)."""
 
 
 @click.command("serve")
@@ -54,7 +48,6 @@ def command(
         named.append(f"server.port={port}")
     settings = checked_settings(config, named, safe_mode=safe_mode)
     companion = _built_in_broker() if with_broker else None
-    sys.setswitchinterval(SHARE)
     try:
         anyio.run(
             _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()
