@@ -70,8 +70,9 @@ _NAMES = {
     "storage": (
         "AgentEdit AgentFilter AgentView Agents BrokerEdit BrokerJoin BrokerRegistration Brokers Cancelled "
         "Changed ClaimRequest Claims End IdempotencyKey IntentFilter Intents Keyset LaneView NewIntent Nodes "
-        "Page Progress Projects PutBack Reaped Recorded Recording Registered Released Repeated ReportOutcome "
-        "SchemaState SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage Unfinished User"
+        "Page Progress ProjectEdit Projects PutBack Reaped Recorded Recording Registered Released Repeated "
+        "ReportOutcome SchemaState SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage Unfinished "
+        "User"
     ),
     "tokens": "AGENT_AUDIENCE AGENT_ISSUER agent_key",
     "transition": "ACCEPTED REFUSED ROUTED Transition",

@@ -355,6 +355,18 @@ class BrokerEdit(msgspec.Struct, frozen=True, kw_only=True):
     """Stamp `last_heartbeat`; it never makes the broker online."""
 
 
+class ProjectEdit(msgspec.Struct, frozen=True, kw_only=True):
+    """None leaves a value as it is."""
+
+    project_id: str
+    name: str | None = None
+    git_remote: str | None = None
+    default_runtime_broker_id: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    visibility: str | None = None
+
+
 class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
     sealed: bytes
@@ -559,6 +571,10 @@ class Projects(Protocol):
     async def list_projects(self, page: Page) -> list[Project]: ...
 
     async def count_projects(self) -> int: ...
+
+    async def edit_project(self, edit: ProjectEdit) -> Project:
+        """Its slug stays as it is. Raises: NotFound."""
+        ...
 
     async def delete_project(self, project_id: str) -> None:
         """Raises: NotFound; InvalidState while it has live agents."""

@@ -13,7 +13,7 @@ from kernel.api.routes import route
 from kernel.clock import is_uuid
 from kernel.errors import AlreadyExists, NotFound
 from kernel.project import Project, is_slug, slug_of
-from kernel.storage import IdempotencyKey
+from kernel.storage import IdempotencyKey, ProjectEdit
 
 LONGEST_NAME = 255
 MOST_SLUGS = 100
@@ -37,6 +37,18 @@ class NewProject(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         if self.slug is not None and not is_slug(self.slug):
             found["slug"] = "expected lower-case letters, digits and single dashes, at most 63"
         return found
+
+
+class ProjectPatch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    name: str | None = None
+    git_remote: str | None = None
+    default_runtime_broker_id: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    visibility: str | None = None
+
+    def problems(self) -> dict[str, str]:
+        return {} if self.name is None else name_problems(self.name)
 
 
 def name_problems(name: str) -> dict[str, str]:
@@ -86,6 +98,12 @@ class Projects:
     @route(action="project.show", access="user")
     async def on_get_one(self, req: Asked, resp: Responded, project: str) -> None:
         tell(resp, shapes.project(await known_project(self._edge, project)))
+
+    @route(action="project.edit", access="user", body=ProjectPatch)
+    async def on_patch_one(self, req: Asked, resp: Responded, project: str, body: ProjectPatch) -> None:
+        row = await known_project(self._edge, project)
+        edit = ProjectEdit(project_id=row.id, **msgspec.structs.asdict(body))
+        tell(resp, shapes.project(await self._edge.storage.edit_project(edit)))
 
     @route(action="project.delete", access="user")
     async def on_delete_one(self, req: Asked, resp: Responded, project: str) -> None:

@@ -87,6 +87,17 @@ async def test_bad_fields_are_named(api: HubClient, body: dict[str, object], fie
     assert list(answer.json["error"]["details"]["fields"]) == [field]
 
 
+@pytest.mark.parametrize("path", ["projects", "groves"])
+async def test_a_project_is_edited_and_keeps_its_slug(api: HubClient, path: str) -> None:
+    made = (await post(api, name=some("before"), labels={"a": "b"})).json
+    patch = {"name": "After", "defaultRuntimeBrokerId": str(uuid.uuid4())}
+    edited = (await api.ask("PATCH", f"/{path}/{made['slug']}", patch)).expect(200).json
+    assert edited == {**made, **patch, "updated": edited["updated"]}
+    assert await api.get(f"/projects/{made['id']}") == edited
+    assert (await api.ask("PATCH", f"/{path}/{made['id']}", {"name": "!!!"})).expect(400).code == "validation_error"
+    assert (await api.ask("PATCH", f"/{path}/{uuid.uuid4()}", {})).expect(404).code == "not_found"
+
+
 async def test_a_project_without_agents_can_be_deleted(api: HubClient) -> None:
     made = (await post(api, name=some("gone"))).json
     assert (await api.ask("DELETE", f"/projects/{made['slug']}")).expect(204).text == ""

@@ -21,7 +21,7 @@ from kernel.errors import (
 )
 from kernel.intent import Op
 from kernel.project import Project
-from kernel.storage import BrokerEdit, BrokerJoin, IdempotencyKey, User
+from kernel.storage import BrokerEdit, BrokerJoin, IdempotencyKey, ProjectEdit, User
 from kernel.testing.storage.agents import MALFORMED
 from kernel.testing.storage.contract import StorageContract
 from kernel.testing.storage.world import World, uuid
@@ -47,6 +47,27 @@ class ProjectContract(StorageContract):
         assert await world.storage.list_providers(ref) == []
         with pytest.raises(NotFound):
             await world.storage.delete_project(ref)
+        with pytest.raises(NotFound):
+            await world.storage.edit_project(ProjectEdit(project_id=ref, name="new"))
+
+    async def test_of_a_project_only_what_is_named_is_edited(self, world: World) -> None:
+        asked = self._project("one", git_remote="git@x", labels={"a": "b"}, default_runtime_broker_id=world.broker.id)
+        made, _ = await world.storage.create_project(asked, None)
+        edited = await world.storage.edit_project(ProjectEdit(project_id=made.id, name="Neü", labels={}))
+        assert (edited.name, edited.slug, edited.labels, edited.git_remote) == ("Neü", "one", {}, "git@x")
+        assert edited.default_runtime_broker_id == world.broker.id
+        assert edited.updated >= made.updated
+        more = ProjectEdit(
+            project_id=made.id.upper(),
+            git_remote="git@y",
+            annotations={"c": "d"},
+            visibility="public",
+            default_runtime_broker_id=uuid(),
+        )
+        again = await world.storage.edit_project(more)
+        assert (again.git_remote, again.annotations, again.visibility) == ("git@y", {"c": "d"}, "public")
+        assert again.default_runtime_broker_id == more.default_runtime_broker_id
+        assert again == await world.storage.find_project(made.id)
 
     async def test_a_slug_that_is_taken_is_refused(self, world: World) -> None:
         await world.storage.create_project(self._project("one"), None)

@@ -9,7 +9,18 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from kernel import Broker, IdempotencyKey, InvalidState, NotFound, Page, Project, Provider, Repeated, is_uuid
+from kernel import (
+    Broker,
+    IdempotencyKey,
+    InvalidState,
+    NotFound,
+    Page,
+    Project,
+    ProjectEdit,
+    Provider,
+    Repeated,
+    is_uuid,
+)
 from plugins.storage.schema import agents, project_contributors, projects, runtime_brokers
 from plugins.storage.sqlite.keys import find_key, keep_key
 from plugins.storage.sqlite.pages import beyond, edge
@@ -25,6 +36,15 @@ _BY_ID = Query(sa.select(*PROJECT.columns).where(_c.id == param("ref")), PROJECT
 _BY_SLUG = Query(sa.select(*PROJECT.columns).where(_c.slug == param("ref")), PROJECT.read)
 _COUNT = Query[int](sa.select(sa.func.count()).select_from(projects), first)
 _DELETE = Query[Any](sa.delete(projects).where(_c.id == param("which")))
+_EDITABLE = [name for name in ProjectEdit.__struct_fields__ if name != "project_id"]
+_EDIT = Query(
+    sa.update(projects)
+    .values({name: sa.func.coalesce(param(f"to_{name}", _c[name].type), _c[name]) for name in _EDITABLE})
+    .values(updated=param("now"))
+    .where(_c.id == param("which"))
+    .returning(*PROJECT.columns),
+    PROJECT.read,
+)
 
 _newest = sa.select(*PROJECT.columns).order_by(_c.created.desc(), _c.id.desc()).limit(param("take"))
 _LIST = Query(_newest, PROJECT.read)
@@ -72,6 +92,15 @@ def list_projects(tx: Tx, page: Page) -> list[Project]:
 
 def count_projects(tx: Tx) -> int:
     return tx.one(_COUNT) or 0
+
+
+def edit_project(tx: Tx, edit: ProjectEdit) -> Project:
+    """Raises: NotFound."""
+    which = edit.project_id.lower() if is_uuid(edit.project_id) else ""
+    edited = tx.one(_EDIT, which=which, **{f"to_{name}": getattr(edit, name) for name in _EDITABLE})
+    if edited is None:
+        raise NotFound(f"there is no project {edit.project_id}")
+    return edited
 
 
 def delete_project(tx: Tx, project_id: str) -> None:

@@ -34,6 +34,7 @@ from kernel import (
     Page,
     Progress,
     Project,
+    ProjectEdit,
     PutBack,
     Reaped,
     Recorded,
@@ -270,6 +271,9 @@ class SqliteStorage:
 
     async def count_projects(self) -> int:
         return await self._read(projects.count_projects)
+
+    async def edit_project(self, edit: ProjectEdit) -> Project:
+        return await self._write(lambda tx: projects.edit_project(tx, edit))
 
     async def delete_project(self, project_id: str) -> None:
         await self._write(lambda tx: projects.delete_project(tx, project_id))
