@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -27,30 +28,32 @@ AWAY = 30.0
 WITHIN = 40.0
 """Seconds for the log itself: the hub asks the broker for it, and gives it 30."""
 OVER = frozenset({"stopped", "error"})
+REPORT = "::status {"
+"""How a line begins by which an agent reports what it does: `agent show` tells that better than its log."""
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 @click.command("logs")
 @click.argument("agent")
 @click.option("--tail", type=click.IntRange(min=1), default=200, show_default=True, help="The last so many lines.")
+@click.option("--raw", is_flag=True, help="With the lines by which it reports its status.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the agent has stopped, or Ctrl-C.")
 @json_option
 @asks_hub
-async def logs(hub: Hub, agent: str, tail: int, follow: bool, as_json: bool) -> None:
-    """Show what an agent printed."""
+async def logs(hub: Hub, agent: str, tail: int, raw: bool, follow: bool, as_json: bool) -> None:
+    """Show what an agent printed, less its `::status` lines. --json shows the hub's answer, with all of them."""
     from kernel.cli.names import agent_named, path_of
 
     if follow and as_json:
         raise click.UsageError("--json is one document and --follow has no end: give one of them")
     row = await agent_named(hub, agent)
-    path = path_of("agents", row["id"])
-    if follow:
-        await Following(hub, path, tail).run()
-        return
-    answer = await hub.get(f"{path}/logs", within=WITHIN, tail=tail)
+    log = Log(hub, path_of("agents", row["id"]))
     if as_json:
-        show.document(answer)
+        show.document(await log.ask(tail))
+    elif follow:
+        await Following(log, Sieve(raw=raw), tail).run()
     else:
-        _write(str(answer.get("logs") or ""))
+        _write(await log.last(tail, raw=raw))
 
 
 def _write(text: str) -> None:
@@ -60,14 +63,82 @@ def _write(text: str) -> None:
     show.block(text)
 
 
+class Log:
+    """What the hub tells of one agent's log."""
+
+    def __init__(self, hub: Hub, path: str) -> None:
+        self._hub = hub
+        self._path = path
+        self._most = WINDOW
+
+    async def ask(self, tail: int) -> Row:
+        answer: Row = await self._hub.get(f"{self._path}/logs", within=WITHIN, tail=tail)
+        return answer
+
+    async def is_over(self) -> bool:
+        """Asked before the log is read, so that the last lines of a stopped agent are not missed."""
+        return (await self._hub.get(self._path)).get("phase") in OVER
+
+    async def window(self, least: int = 0) -> str:
+        """As many of its last lines as are looked at together: fewer where they would not fit into one answer."""
+        self._most = max(self._most, least)
+        while True:
+            try:
+                return str((await self.ask(self._most)).get("logs") or "")
+            except CommandFailed as failed:
+                if "too_large" not in f"{failed.code} {failed.message}" or self._most < 2:
+                    raise
+                self._most //= 2
+
+    async def last(self, count: int, *, raw: bool) -> str:
+        """Its last lines; of those that are shown as many as were asked for, where they are near enough."""
+        text = str((await self.ask(count)).get("logs") or "")
+        shown = Sieve(raw=raw).rest(text)
+        if shown != text and text.count("\n") >= count:
+            shown = Sieve(raw=raw).rest(await self.window(count))
+        return last_lines(shown, count)
+
+
+class Sieve:
+    """Lets through what an agent says, and keeps back its reports; `raw` lets everything through."""
+
+    def __init__(self, *, raw: bool) -> None:
+        self._raw = raw
+        self._held = ""
+        """The beginning of a line that may be a report: nothing of it was let through."""
+        self._inside = False
+        """The line that is not at its end yet is none."""
+
+    def through(self, text: str) -> str:
+        """What of `text`, which goes on where the last one ended, is shown."""
+        if self._raw:
+            return text
+        lines = LINE.findall(self._held + text)
+        self._held = ""
+        return "".join([line for line in lines if self._passes(line)])
+
+    def _passes(self, line: str) -> bool:
+        ended = line.endswith("\n")
+        goes_on, self._inside = self._inside, not ended
+        if goes_on or not (line.startswith(REPORT) or (not ended and REPORT.startswith(line))):
+            return True
+        self._inside = False
+        self._held = "" if ended else line
+        return False
+
+    def rest(self, text: str) -> str:
+        """As `through`, where nothing more follows."""
+        shown = self.through(text)
+        return shown if self._held.startswith(REPORT) else shown + self._held
+
+
 class Following:
     """Looks again and again, and prints what was not there before."""
 
-    def __init__(self, hub: Hub, path: str, tail: int) -> None:
-        self._hub = hub
-        self._path = path
+    def __init__(self, log: Log, sieve: Sieve, tail: int) -> None:
+        self._log = log
+        self._sieve = sieve
         self._tail = tail
-        self._window = max(WINDOW, tail)
         self._seen: str | None = None
 
     async def run(self) -> None:
@@ -76,7 +147,7 @@ class Following:
         pause, away = FIRST_LOOK, 0.0
         while True:
             try:
-                over = await self._is_over()
+                over = await self._log.is_over()
                 grew = await self._look()
                 away = 0.0
             except CommandFailed as failed:
@@ -85,32 +156,21 @@ class Following:
                     raise
                 grew = over = False
             if over:
+                _write(self._sieve.rest(""))
                 return
             pause = FIRST_LOOK if grew else min(pause * 1.5, LAST_LOOK)
             await anyio.sleep(pause)
 
-    async def _is_over(self) -> bool:
-        """Asked before the log is read, so that the last lines of a stopped agent are not missed."""
-        return (await self._hub.get(self._path)).get("phase") in OVER
-
     async def _look(self) -> bool:
-        text = await self._read()
-        new = last_lines(text, self._tail) if self._seen is None else news(self._seen, text)
-        self._seen = text
-        if new:
-            _write(new)
-        return bool(new)
-
-    async def _read(self) -> str:
-        """The last lines of the log: fewer of them where they would not fit into one answer."""
-        while True:
-            try:
-                answer = await self._hub.get(f"{self._path}/logs", within=WITHIN, tail=self._window)
-                return str(answer.get("logs") or "")
-            except CommandFailed as failed:
-                if "too_large" not in f"{failed.code} {failed.message}" or self._window < 2:
-                    raise
-                self._window //= 2
+        text = await self._log.window(self._tail)
+        if self._seen is None:
+            shown = last_lines(self._sieve.through(text), self._tail)
+        else:
+            shown = self._sieve.through(news(self._seen, text))
+        grew, self._seen = text != self._seen, text
+        if shown:
+            _write(shown)
+        return grew
 
 
 def last_lines(text: str, count: int) -> str:

@@ -9,7 +9,6 @@ import click
 from kernel.cli import show
 from kernel.cli.exits import Exit
 from kernel.cli.options import WaitingCommand, asks_hub, json_option, waiting_of, waiting_options
-from kernel.intent import ENDED
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -140,12 +139,13 @@ async def explain(hub: Hub, dispatch: str, as_json: bool) -> None:
 
 def _reasons(told: Row) -> list[tuple[str, Any]]:
     behind, owner, broker = told.get("behind"), told.get("owner"), told.get("broker")
+    # What has ended has no deadline any more, but for the one that ended it.
+    is_over = told["code"] == "ended" and told["state"] != "expired"
     return [
         ("state", told["state"]),
         ("code", told["code"]),
         ("next attempt", _due(told.get("nextAttemptAt"))),
-        # Of what has ended, only the one that it ran into is of interest.
-        ("deadline", _due(told.get("deadlineAt")) if told["state"] not in ENDED - {"expired"} else None),
+        ("deadline", None if is_over else _due(told.get("deadlineAt"))),
         ("behind", f"{behind['op']} {behind['id']}" if behind else None),
         ("owner", _owner(owner) if owner else None),
         ("broker", _broker(broker) if broker else None),

@@ -83,7 +83,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if refused.code == "invalid_state":
             kept = f"--hold{' instead of --now' if waiting.delivery else ''} keeps it until the agent's next start"
             return kept if self.op == "message" else None
-        mend = "start the broker" if refused.code == "runtime_broker_unavailable" else "resume the broker"
+        is_away = refused.code == "runtime_broker_unavailable"
+        mend = "start the broker" if is_away else "resume the broker (`pointsman broker resume`)"
         return f"{mend}, or give --hold{' instead of --now' if waiting.delivery else ''} to keep it until then"
 
 

@@ -306,7 +306,7 @@ def test_the_fix_names_the_options_of_this_command_line(hub: ScriptedHub, tmp_pa
     hub.on("POST", START, error(503, "runtime_broker_unavailable"))
     assert "give --hold instead of --now" in run(hub, tmp_path, "agent", "start", "worker", "--now").err
     hub.on("POST", MESSAGE, error(409, "invalid_state"))
-    assert "add --hold to keep it" in run(hub, tmp_path, "agent", "message", "worker", "hello").err
+    assert "--hold keeps it" in run(hub, tmp_path, "agent", "message", "worker", "hello").err
     hub.on("GET", f"/agents/{AGENT}/logs", error(503, "runtime_broker_unavailable"))
     assert "--hold" not in run(hub, tmp_path, "agent", "logs", "worker").err
 
