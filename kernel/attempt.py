@@ -92,8 +92,10 @@ class Attempts:
     def _not_sent(self, work: Work) -> Outcome | None:
         """Why it must not be sent at all: its link is gone, a caller cancelled it, its time is over, or not now: its
         broker is paused."""
-        if not work.link.open or work.cancelled or self._clock.monotonic() >= work.until:
+        if work.cancelled or self._clock.monotonic() >= work.until:
             return unsent(work)
+        if not work.link.open:
+            return Outcome(kind="lost", reason="link_lost")
         return Outcome(kind="dropped", reason="paused") if work.link.paused else None
 
     # -- resolve -------------------------------------------------------------------------------------------------
@@ -211,10 +213,8 @@ class Attempts:
 
 
 def unsent(work: Work) -> Outcome:
-    """What becomes of work that waited and was not sent: somebody else has it, a caller cancelled it, or its time is
-    over."""
-    if not work.link.open:
-        return Outcome(kind="lost", reason="link_lost")
+    """What becomes of work that waited and was not sent: a caller cancelled it, or its time is over. Whether it
+    still is in these hands, the write of its end is told by the row."""
     if work.cancelled:
         return _ended_unsent(work, State.CANCELLED, "cancelled", "it was cancelled before it was sent", 409)
     return _ended_unsent(work, State.EXPIRED, "broker_timeout", "its deadline passed before it was sent", 504)

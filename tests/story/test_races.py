@@ -170,6 +170,26 @@ async def test_concurrent_creations_with_one_key_are_one_on_a_stock_broker(stock
     assert len(agents) == 1
 
 
+async def test_what_was_cancelled_and_not_sent_does_not_come_back_with_the_socket(
+    ours: Scene, tasks: TaskGroup
+) -> None:
+    """It waited behind a slow call, unwritten until its caller went; then its socket was lost."""
+    agent = await ours.agent()
+    await ours.broker.rule(op="restart", gate="slow")
+    first, second = Background(), Background()
+    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
+    await ours.broker.seen(what="effect", op="restart")
+    tasks.start_soon(second.run, lambda: ours.api.do("suspend", agent["id"], prefer="wait=1"))
+    dispatch = (await second.answered()).expect(202).dispatch
+    (await ours.api.cancel(dispatch)).expect(200)
+    await ours.broker.tell("abort")
+    assert (await ours.api.ended(dispatch))["state"] == "cancelled"
+    await ours.broker.release("slow")
+    (await first.answered()).expect(200)
+    assert ours.broker.events(what="request", op="suspend") == []
+    await ours.check()
+
+
 # -- pause -----------------------------------------------------------------------------------------------------------
 
 
