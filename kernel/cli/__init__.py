@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 from kernel.cli.exits import Exit, exit_of
+from kernel.cli.failure import innermost
 from kernel.errors import PointsmanError
 
 COMMANDS: dict[str, str] = {
@@ -84,7 +85,5 @@ def _known(group: BaseExceptionGroup[BaseException]) -> PointsmanError | None:
     ours, others = group.split(PointsmanError)
     if ours is None or others is not None:
         return None
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
+    first = innermost(ours)
     return first if isinstance(first, PointsmanError) else None

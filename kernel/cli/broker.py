@@ -62,15 +62,14 @@ def run(
     pass_env: tuple[str, ...],
 ) -> Exit:
     """Run the broker of a folder until Ctrl-C. Its agents outlive it, and it finds them again."""
-    import logging
-
     import anyio
 
     from broker import BrokerSettings, Unusable
     from broker.run import run_until_signalled
+    from kernel.cli.failure import innermost
+    from kernel.cli.log import log_to_stderr
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    log_to_stderr("httpx2")
     settings = BrokerSettings(
         dir=folder,
         hubs=hubs or (_hub_and_token(None, token)[:1] if name else ()),
@@ -83,7 +82,9 @@ def run(
     try:
         anyio.run(run_until_signalled, settings)
     except* Unusable as faults:
-        fault = _first(faults)
+        first = innermost(faults)
+        assert isinstance(first, Unusable)
+        fault = first
     if fault:
         raise _failed(fault)
     return Exit.DONE
@@ -142,16 +143,6 @@ def _hub_and_token(hub: str | None, token: str | None) -> tuple[str, str]:
         fix = "give --token, or set POINTSMAN_TOKEN; a hub with auth.dev prints its token when it starts"
         raise CommandFailed("no token to register the broker with", Exit.USAGE, fix=fix)
     return connection.url, connection.token
-
-
-def _first(faults: BaseExceptionGroup[Any]) -> Unusable:
-    from broker import Unusable
-
-    fault = faults.exceptions[0]
-    while isinstance(fault, BaseExceptionGroup):
-        fault = fault.exceptions[0]
-    assert isinstance(fault, Unusable)
-    return fault
 
 
 def _failed(fault: Unusable) -> CommandFailed:

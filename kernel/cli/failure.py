@@ -31,6 +31,13 @@ class CommandFailed(click.ClickException):
             click.echo(f"       {clean(self.fix)}", file=file, err=file is None)
 
 
+def innermost(fault: BaseException) -> BaseException:
+    """Task groups wrap what ended them: the reason itself, the first where there are several."""
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    return fault
+
+
 class Unreachable(CommandFailed):
     """Nobody took the request: it was never sent."""
 

@@ -20,25 +20,18 @@ def path_of(*parts: str) -> str:
 
 async def project_named(hub: Hub, name: str) -> Row:
     """Raises: CommandFailed that lists what was probably meant."""
-    for spelling in _spellings(name):
-        try:
-            found: Row = await hub.get(path_of("projects", spelling))
-            return found
-        except CommandFailed as failed:
-            if failed.exit_code != Exit.NOT_FOUND:
-                raise
+    found = await _first_of(hub, [path_of("projects", spelling) for spelling in _spellings(name)])
+    if found:
+        return found
     known = await hub.pages("/projects", "projects")
     raise _no_such("project", name, [str(row.get("slug")) for row in known["projects"]])
 
 
 async def broker_named(hub: Hub, name: str) -> Row:
     """By id, slug or name. Raises: CommandFailed that lists what was probably meant."""
-    try:
-        found: Row = await hub.get(path_of("runtime-brokers", name))
+    found = await _first_of(hub, [path_of("runtime-brokers", name)])
+    if found:
         return found
-    except CommandFailed as failed:
-        if failed.exit_code != Exit.NOT_FOUND:
-            raise
     known = await hub.pages("/runtime-brokers", "brokers")
     raise _no_such("broker", name, [str(row.get("name")) for row in known["brokers"]])
 
@@ -63,13 +56,21 @@ async def agent_named(hub: Hub, name: str) -> Row:
 
 
 async def _agent_of(hub: Hub, project: Row, slug: str) -> list[Row]:
-    for spelling in _spellings(slug):
+    inside = path_of("projects", project["id"], "agents")
+    found = await _first_of(hub, [inside + path_of(spelling) for spelling in _spellings(slug)])
+    return [found] if found else []
+
+
+async def _first_of(hub: Hub, paths: list[str]) -> Row | None:
+    """What stands at the first of these where there is something."""
+    for path in paths:
         try:
-            return [await hub.get(path_of("projects", project["id"], "agents", spelling))]
+            found: Row = await hub.get(path)
+            return found
         except CommandFailed as failed:
             if failed.exit_code != Exit.NOT_FOUND:
                 raise
-    return []
+    return None
 
 
 async def _agents_called(hub: Hub, slug: str) -> list[Row]:

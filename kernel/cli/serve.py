@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kernel.cli.failure import innermost
+from kernel.cli.log import log_to_stderr
 from kernel.errors import Misconfigured, PointsmanError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def command(
     from kernel import hub
     from kernel.loader import checked_settings
 
-    _log_to_stderr()
+    log_to_stderr("alembic", "uvicorn", "websockets", "httpx2")
     named: list[str] = list(assignments)
     if host is not None:
         named.append(f"server.host={host}")
@@ -53,32 +54,18 @@ def command(
             _run, hub.run, settings, safe_mode, ready_file, companion, backend="asyncio", backend_options=_fast_loop()
         )
     except BaseExceptionGroup as group:
-        raise _first_of_ours(group) from group
+        # Ours is the reason, whatever else broke because of it.
+        raise innermost(group.subgroup(PointsmanError) or group) from group
 
 
 async def _run(run: Any, settings: Any, safe_mode: bool, ready_file: Path | None, companion: Companion | None) -> None:
     await run(settings, safe_mode=safe_mode, ready_path=ready_file, told=_tell, companion=companion)
 
 
-def _first_of_ours(group: BaseExceptionGroup) -> BaseException:
-    """Task groups wrap what ended them; a person is told the reason itself."""
-    ours = group.subgroup(PointsmanError)
-    found: BaseException = ours or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
-
-
 def _tell(ready: Ready) -> None:
     print(f"pointsman listens on {ready.url}", flush=True)
     if ready.token:
         print(f"token: {ready.token}", flush=True)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
-    for chatty in ("alembic", "uvicorn", "websockets", "httpx2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _fast_loop() -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _clashes(prepared: Iterable[Prepared]) -> Iterable[Mistake]:
     for one in backends[1:]:
         yield _mistake(one.entry, "open_storage", f"expected one storage backend, found {backends[0].entry.use} too")
     if not backends:
-        where = Where(used[0].entry.where.source if used else "plugins")
+        where = Where(used[0].entry.where.source if used else "the configuration")
         yield Mistake(where, "plugins", "expected one plugin that implements open_storage, found none: list a backend")
 
 
