@@ -178,8 +178,8 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
 # -- what waits behind it -----------------------------------------------------------------------------------
 
 
-def _pending(home: Home) -> Query[int]:
-    return Query(
+def _pending(home: Home) -> Any:
+    return (
         sa.select(sa.literal_column("1"))
         .where(
             home.c.broker_id == param("broker"),
@@ -189,21 +189,20 @@ def _pending(home: Home) -> Query[int]:
             home.c.deadline_at > param("now"),
             sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now")),
         )
-        .limit(1),
-        first,
+        .exists()
     )
 
 
-_PENDING = {home.lane: _pending(home) for home in HOMES}
+_PENDING_CONTROL = Query[int](sa.select(_pending(CONTROL)), first)
+_PENDING = Query[int](sa.select(sa.or_(_pending(CONTROL), _pending(MESSAGES))), first)
 
 
 def _waiting(tx: Tx, intent: Intent, agent: Agent | None) -> bool:
     """Something of this agent is pending and might be claimed now."""
-    lanes = [CONTROL.lane]
-    if agent is not None and agent.phase is Phase.RUNNING and agent.deleted_at is None:
-        lanes.append(MESSAGES.lane)
-    found = [tx.one(_PENDING[lane], broker=intent.broker_id, agent=intent.agent_id) for lane in lanes]
-    return any(found)
+    runs = agent is not None and agent.phase is Phase.RUNNING and agent.deleted_at is None
+    query = _PENDING if runs else _PENDING_CONTROL
+    found: int | None = tx.one(query, broker=intent.broker_id, agent=intent.agent_id)
+    return bool(found)
 
 
 # -- cancel -------------------------------------------------------------------------------------------------

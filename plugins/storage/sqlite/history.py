@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,11 +12,18 @@ from plugins.storage.schema import parse, transitions
 from plugins.storage.sqlite.query import Query, Tx, param
 
 _c = transitions.c
-_INSERT = Query[Any](sa.insert(transitions).values({column.name: param(column.name) for column in _c}))
+_NAMES = tuple(column.name for column in _c)
 _LAST = Query[tuple[int, int]](
     sa.select(_c.n, _c.at).where(_c.intent_id == param("which")).order_by(_c.n.desc()).limit(1)
 )
 _OF_INTENT = Query[tuple[Any, ...]](sa.select(*_c).where(_c.intent_id == param("which")).order_by(_c.n))
+
+
+@cache
+def _insert(rows: int) -> Query[Any]:
+    """So many steps in one statement: between two statements the writer may have to wait for the interpreter."""
+    named = [{column.name: param(f"{column.name}_{row}", column.type) for column in _c} for row in range(rows)]
+    return Query(sa.insert(transitions).values(named))
 
 
 def step(
@@ -28,61 +36,60 @@ def step(
     epoch: int | None = None,
     attempt: int | None = None,
     detail: dict[str, Any] | None = None,
-    last: tuple[int, int] | None = None,
 ) -> Transition:
-    """Write that `intent` came from `came_from` into the state that it has now. `last`: number and instant of the step
-    before, where they are at hand."""
-    n, since = last or tx.one(_LAST, which=intent.id) or (0, intent.created_at)
-    return _write(
-        tx,
-        Transition(
-            intent_id=intent.id,
-            op=intent.op,
-            n=n + 1,
-            at=tx.now,
-            from_state=came_from,
-            to_state=intent.state,
-            reason=reason,
-            node_id=node_id,
-            epoch=epoch,
-            attempt=attempt,
-            seconds=max(0, tx.now - since) / 1_000_000,
-            detail=detail or {},
-        ),
+    """Write that `intent` came from `came_from` into the state that it has now."""
+    n, since = tx.one(_LAST, which=intent.id) or (0, intent.created_at)
+    told = Transition(
+        intent_id=intent.id,
+        op=intent.op,
+        n=n + 1,
+        at=tx.now,
+        from_state=came_from,
+        to_state=intent.state,
+        reason=reason,
+        node_id=node_id,
+        epoch=epoch,
+        attempt=attempt,
+        seconds=max(0, tx.now - since) / 1_000_000,
+        detail=detail or {},
     )
+    _write(tx, told)
+    return told
 
 
 def born(tx: Tx, intent: Intent, advice: dict[str, str]) -> list[Transition]:
     """accepted → routed → the state in which its row begins. `advice`: why this route."""
     reason = "recorded" if intent.state is State.PENDING else "in_hand"
-    early = (
+    return _write(
+        tx,
         _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
         _early(intent, 2, ROUTED, intent.state, reason, tx.now),
     )
-    return [_write(tx, transition) for transition in early]
 
 
 def born_ended(tx: Tx, intent: Intent, advice: dict[str, str], reason: str, detail: dict[str, Any]) -> list[Transition]:
     """accepted → routed → in_progress → its end: a LOCAL call, of which nothing was written before."""
     sent = max(intent.created_at, min(intent.sent_at or tx.now, tx.now))
-    early = (
-        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
-        _early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
-    )
-    written = [_write(tx, transition) for transition in early]
-    node_id = intent.claimed_by or intent.node_id
-    end = step(
-        tx,
-        intent,
-        State.IN_PROGRESS,
-        reason,
-        node_id,
+    end = Transition(
+        intent_id=intent.id,
+        op=intent.op,
+        n=3,
+        at=tx.now,
+        from_state=State.IN_PROGRESS,
+        to_state=intent.state,
+        reason=reason,
+        node_id=intent.claimed_by or intent.node_id,
         epoch=intent.claimed_epoch,
         attempt=intent.attempts,
+        seconds=(tx.now - sent) / 1_000_000,
         detail=detail,
-        last=(written[-1].n, written[-1].at),
     )
-    return [*written, end]
+    return _write(
+        tx,
+        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
+        _early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
+        end,
+    )
 
 
 def history(tx: Tx, intent_id: str, op: Op) -> tuple[Transition, ...]:
@@ -116,18 +123,12 @@ def _early(
     )
 
 
-def _write(tx: Tx, transition: Transition) -> Transition:
-    tx.run(
-        _INSERT,
-        intent_id=transition.intent_id,
-        n=transition.n,
-        at=transition.at,
-        from_state=transition.from_state,
-        to_state=transition.to_state,
-        reason=transition.reason,
-        node_id=transition.node_id,
-        epoch=transition.epoch,
-        attempt=transition.attempt,
-        detail=transition.detail or None,
-    )
-    return transition
+def _write(tx: Tx, *written: Transition) -> list[Transition]:
+    rows = enumerate(written)
+    values = {f"{name}_{row}": value for row, one in rows for name, value in _columns(one).items()}
+    tx.run(_insert(len(written)), **values)
+    return list(written)
+
+
+def _columns(transition: Transition) -> dict[str, Any]:
+    return {name: getattr(transition, name) for name in _NAMES} | {"detail": transition.detail or None}
