@@ -174,11 +174,12 @@ async def _operate(hub: Hub, op: str, name: str, body: Row, waiting: Waiting, as
 
 
 def _tell_stored(outcome: Outcome, what: str, as_json: bool) -> None:
+    from kernel.cli.operation import tell_stored
+
     if as_json:
         show.document(outcome.answer.document)
     else:
-        show.say(f"{what}: stored as {outcome.dispatch_id}")
-        show.note(f"`pointsman dispatch show {outcome.dispatch_id}` tells what became of it")
+        tell_stored(outcome, what)
 
 
 def _done_words(agent: Row, past: str) -> str:

@@ -213,6 +213,8 @@ def _prompted(names: list[str], agent: Row, outcome: Outcome, as_json: bool) -> 
 
 
 def _show(outcome: Outcome, as_json: bool) -> None:
+    from kernel.cli.operation import tell_stored
+
     document = outcome.answer.document
     if as_json:
         show.document(document)
@@ -220,8 +222,7 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     for warning in (document or {}).get("warnings") or []:
         show.note(f"warning: {warning}")
     if outcome.stored:
-        show.say(f"create: stored as {outcome.dispatch_id}")
-        show.note(f"`pointsman dispatch show {outcome.dispatch_id}` tells what became of it")
+        tell_stored(outcome, "create")
         return
     agent = document["agent"]
     show.say(f"{agent['slug']} {agent['phase']} ({agent['id']})")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import anyio
 import msgspec
 
+from kernel.cli import show
 from kernel.cli.client import PATIENCE, Answer, Change, Hub
 from kernel.cli.exits import Exit
 from kernel.cli.failure import CommandFailed
@@ -102,6 +103,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     dispatch: dict[str, Any] | None = None
     """Where its end was followed; None when the answer told it."""
     stored: bool = False
+
+
+def tell_stored(outcome: Outcome, what: str) -> None:
+    """For people: that it goes on, and where it can be found again."""
+    show.say(f"{what}: stored as {outcome.dispatch_id}")
+    show.note(f"`pointsman dispatch show {outcome.dispatch_id}` tells what became of it")
 
 
 async def carry_out(hub: Hub, wish: Wish, waiting: Waiting, *, silent: bool) -> Outcome:
