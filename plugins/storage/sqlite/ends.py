@@ -80,17 +80,7 @@ def end(tx: Tx, ended: End) -> Settled:
     if intent is None:
         return _ended_before(tx, ended)
     agent = change_agent(tx, intent.agent_id, ended.change)
-    session = ended.session
-    told = step(
-        tx,
-        intent,
-        State.IN_PROGRESS,
-        ended.reason,
-        session.node_id,
-        epoch=session.epoch,
-        attempt=ended.attempt,
-    )
-    return Settled(accepted=True, intent=intent, agent=agent, transitions=(told,), waiting=_waiting(tx, intent, agent))
+    return _settled(tx, ended, intent, agent)
 
 
 def _ended_before(tx: Tx, ended: End) -> Settled:
@@ -124,16 +114,14 @@ def put_back(tx: Tx, back: PutBack) -> Settled:
     if intent is None:
         return Settled(accepted=False, intent=find_intent(tx, back.intent_id))
     agent = agent_by_id(tx, intent.agent_id)
-    session = back.session
-    told = step(
-        tx,
-        intent,
-        State.IN_PROGRESS,
-        back.reason,
-        session.node_id,
-        epoch=session.epoch,
-        attempt=back.attempt,
-    )
+    return _settled(tx, back, intent, agent)
+
+
+def _settled(tx: Tx, said: End | PutBack, intent: Intent, agent: Agent | None) -> Settled:
+    """The step out of the hands that had it stands in the history."""
+    session = said.session
+    came_from, attempt = State.IN_PROGRESS, said.attempt
+    told = step(tx, intent, came_from, said.reason, session.node_id, epoch=session.epoch, attempt=attempt)
     return Settled(accepted=True, intent=intent, agent=agent, transitions=(told,), waiting=_waiting(tx, intent, agent))
 
 
