@@ -222,6 +222,15 @@ def test_an_attempt_that_does_not_grow_is_found(story: Story) -> None:
     assert "attempt 1 after 1" in only(story.faults(), "fenced")
 
 
+def test_a_socket_that_is_read_late_is_in_order(story: Story) -> None:
+    story.connected(epoch=2, socket=2)
+    story.request("m1", socket=2, epoch=2, attempt=2)
+    story.request("m1", socket=1, epoch=1, attempt=1)
+    story.answer("m1")
+    story.row("m1")
+    assert story.faults() == []
+
+
 def test_an_unsigned_request_is_found(story: Story) -> None:
     story.request("m1", objection="missing X-Scion-Signature")
     story.answer("m1", 401)
