@@ -88,7 +88,10 @@ class Answers:
             waiter, min(budget, remaining), self._settings.rolling_window, lambda: self._kick(intent)
         )
         if isinstance(seen, Seen):
-            return await self._told(seen.intent, seen.agent)
+            started = self._clock.monotonic()
+            answer = await self._told(seen.intent, seen.agent)
+            self._observer.stage("reply", self._clock.monotonic() - started)
+            return answer
         if seen is Unended.WAIT_OVER and (budget <= remaining or waiter.sent_away):
             return await self._not_yet(intent)
         return await self._give_up(intent)

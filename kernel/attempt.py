@@ -182,6 +182,8 @@ class Attempts:
             response = await self._answer(work, exchange)
         finally:
             work.link.forget(exchange)
+        if exchange.sent_at:
+            self._observer.stage("send", exchange.queued)
         self._observer.stage("answer", self._clock.monotonic() - started)
         if response is None:
             return None

@@ -113,9 +113,11 @@ class Dispatcher:
         recorded = await self._record(call, plan)
         if recorded.repeated and recorded.repeated.intent_id:
             return await self._answers.found(recorded.repeated.intent_id)
+        started = self._clock.monotonic()
         self._signals.signal(
             self._owner(decided.request), Signal(kind=Kind.WORK, broker_id=plan.broker_id, ids=(plan.id,))
         )
+        self._observer.stage("signal", self._clock.monotonic() - started)
         return recorded.intents[0]
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:

@@ -48,8 +48,8 @@ class Drain:
         self._clock = clock
         self._node_id = node_id
         self._tasks = tasks
-        self._woken: dict[Link, bool] = {}
-        """The links for which a task claims, and whether they were woken since it last began to."""
+        self._woken: dict[Link, float | None] = {}
+        """The links for which a task claims, and when they were woken first since it last began to."""
 
     def start(self, link: Link) -> None:
         link.on_work = self._claim_soon
@@ -63,13 +63,17 @@ class Drain:
     def _claim_soon(self, link: Link) -> None:
         if link not in self._woken:
             self._tasks.start_soon(self._run, link)
-        self._woken[link] = True
+        if self._woken.get(link) is None:
+            self._woken[link] = self._clock.monotonic()
 
     async def _run(self, link: Link) -> None:
         try:
-            while link.open and self._woken[link]:
-                self._woken[link] = False
+            while link.open and (woken := self._woken[link]) is not None:
+                self._woken[link] = None
+                started = self._clock.monotonic()
+                self._observer.stage("wake", started - woken)
                 await self._try_claim(link)
+                self._observer.stage("drain", self._clock.monotonic() - started)
         finally:
             del self._woken[link]
 

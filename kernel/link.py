@@ -94,9 +94,12 @@ class Listener(Protocol):
 class Exchange:
     """One request in flight: its frame, and the answer that it gets."""
 
-    def __init__(self, intent_id: str) -> None:
+    def __init__(self, intent_id: str, asked: float) -> None:
         self.intent_id = intent_id
         self.request_id = ""
+        self.queued = 0.0
+        """Seconds until its frame was on the socket."""
+        self._asked = asked
         self.sent = anyio.Event()
         self.sent_at: Instant | None = None
         self.accepted_at: Instant | None = None
@@ -104,10 +107,11 @@ class Exchange:
         self.lost = False
         self._over = anyio.Event()
 
-    def left(self, at: Instant) -> None:
+    def left(self, clock: Clock) -> None:
         """Its frame is on the socket, or its answer says that it was."""
         if not self.sent.is_set():
-            self.sent_at = at
+            self.sent_at = clock.now()
+            self.queued = clock.monotonic() - self._asked
             self.sent.set()
 
     def answer(self, response: wire.Response) -> None:
@@ -198,7 +202,7 @@ class Link:
         """
         if not self.open:
             raise LinkLost()
-        exchange = Exchange(intent_id)
+        exchange = Exchange(intent_id, self._clock.monotonic())
         frame = self._frame(call, headers)
         text = wire.encode(frame)
         if len(text.encode()) > self.frame_limit:
@@ -301,7 +305,7 @@ class Link:
             return
         for _, exchange in taken:
             if exchange:
-                exchange.left(self._clock.now())
+                exchange.left(self._clock)
 
     async def watch(self) -> None:
         """Close when told to, and when the peer was silent for too long."""
@@ -325,7 +329,7 @@ class Link:
             case wire.Accepted():
                 exchange = self._exchanges.get(frame.request_id)
                 if exchange:
-                    exchange.left(self._clock.now())
+                    exchange.left(self._clock)
                     exchange.accepted_at = self._clock.now()
                     listener.accepted(exchange.intent_id)
             case wire.Ping():
@@ -338,7 +342,7 @@ class Link:
         if exchange is None:
             self.unknown_responses += 1
             return
-        exchange.left(self._clock.now())
+        exchange.left(self._clock)
         exchange.answer(response)
 
     def complain(self, why: str) -> None:

@@ -81,7 +81,7 @@ async def test_an_end_is_explained_with_every_step_on_the_way(ours: Scene) -> No
     steps = told["transitions"]
     assert (steps[0]["from"], steps[-1]["to"]) == ("accepted", "done")
     assert all(later["from"] == earlier["to"] for earlier, later in pairwise(steps))
-    assert all(set(step) == {"at", "from", "to", "reason", "nodeId", "epoch", "attempt"} for step in steps)
+    assert all(set(step) == {"at", "from", "to", "reason", "nodeId", "epoch", "attempt", "detail"} for step in steps)
 
 
 async def test_what_waits_in_a_lane_is_told_what_it_waits_for(ours: Scene) -> None:
@@ -156,6 +156,12 @@ async def test_a_bad_message_is_told_by_its_field(ours: Scene, body: Json, field
     assert list(answer.json["error"]["details"]["fields"]) == [field]
 
 
+STAGES = (
+    *("authenticate", "route", "record", "signal", "wake", "claim"),
+    *("resolve", "send", "answer", "end", "reply", "drain"),
+)
+
+
 async def test_a_scrape_after_a_dispatch_tells_of_it(ours: Scene) -> None:
     agent = await ours.agent()
     (await ours.api.do("suspend", agent["id"])).expect(200)
@@ -165,7 +171,6 @@ async def test_a_scrape_after_a_dispatch_tells_of_it(ours: Scene) -> None:
         'pointsman_transitions_total{from="in_progress",op="suspend",to="done"}',
         'pointsman_dispatch_seconds_count{end="done",op="suspend"}',
         'pointsman_http_seconds_count{method="POST",route="/api/v1/agents/{agent}/suspend",status="200"}',
-        'pointsman_stage_seconds_count{stage="authenticate"}',
-        'pointsman_stage_seconds_count{stage="answer"}',
+        *(f'pointsman_stage_seconds_count{{stage="{stage}"}}' for stage in STAGES),
     ):
         assert sample in text, [line for line in text.splitlines() if "suspend" in line]
