@@ -20,8 +20,12 @@ from kernel.intent import ENDED
 DEFAULT_WAIT = 120.0
 HOLD_WAIT = 5.0
 """Seconds for which a held operation is waited for when nobody said how long: its broker may be here."""
-WITHOUT_HOLD = frozenset({"runtime_broker_unavailable", "runtime_broker_paused", "invalid_state"})
-"""Refusals that may not come with --hold."""
+WITHOUT_HOLD = {
+    "runtime_broker_unavailable": "the broker takes it",
+    "runtime_broker_paused": "the broker is resumed (`pointsman broker resume`)",
+    "invalid_state": "the agent's next start",
+}
+"""Refusals that may not come with --hold, and until when it would be kept."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,14 +83,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         """What the hub's own words cannot know: the options of this command line."""
         if refused.code == "no_runtime_broker":
             return _brokers_to_name(refused)
-        if refused.code not in WITHOUT_HOLD or waiting.delivery == "hold":
+        until = WITHOUT_HOLD.get(refused.code)
+        if until is None or waiting.delivery == "hold" or (refused.code == "invalid_state" and self.op != "message"):
             return None
-        if refused.code == "invalid_state":
-            kept = f"--hold{' instead of --now' if waiting.delivery else ''} keeps it until the agent's next start"
-            return kept if self.op == "message" else None
-        is_away = refused.code == "runtime_broker_unavailable"
-        mend = "start the broker" if is_away else "resume the broker (`pointsman broker resume`)"
-        return f"{mend}, or give --hold{' instead of --now' if waiting.delivery else ''} to keep it until then"
+        return f"--hold{' instead of --now' if waiting.delivery else ''} keeps it until {until}"
 
 
 def _brokers_to_name(refused: Answer) -> str | None:

@@ -105,6 +105,13 @@ def test_what_the_hub_said_is_not_said_again(
     assert ran.err.splitlines()[1].strip() == f"{option} keeps it until the agent's next start"
 
 
+def test_a_paused_broker_is_resumed_by_a_command_that_is_named_once(hub: ScriptedHub, tmp_path: Path) -> None:
+    hub.on("POST", f"/agents/{AGENT}/start", error(503, "runtime_broker_paused", "The broker is paused: resume it"))
+    ran = run(hub, tmp_path, "agent", "start", AGENT)
+    assert (ran.status, ran.err.count("resume it")) == (5, 1)
+    assert "--hold keeps it until the broker is resumed (`pointsman broker resume`)" in ran.err
+
+
 # -- brokers -----------------------------------------------------------------------------------------------------
 
 
