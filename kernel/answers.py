@@ -84,9 +84,7 @@ class Answers:
             return await self._told(intent, None)
         budget = self._settings.http_wait if wait is None else wait
         remaining = intent.remaining(self._clock.now())
-        seen = await self._waiters.outcome(
-            waiter, min(budget, remaining), self._settings.rolling_window, lambda: self._kick(intent)
-        )
+        seen = await self._seen(intent, waiter, min(budget, remaining))
         if isinstance(seen, Seen):
             started = self._clock.monotonic()
             answer = await self._told(seen.intent, seen.agent)
@@ -95,6 +93,16 @@ class Answers:
         if seen is Unended.WAIT_OVER and (budget <= remaining or waiter.sent_away):
             return await self._not_yet(intent)
         return await self._give_up(intent)
+
+    async def _seen(self, intent: Intent, waiter: Waiter, seconds: float) -> Seen | Unended:
+        """Silence counts from the claim on for what may wait for its broker or its agent: nobody was to speak yet."""
+        until = self._clock.monotonic() + seconds
+        while True:
+            left = until - self._clock.monotonic()
+            seen = await self._waiters.outcome(waiter, left, self._settings.rolling_window, lambda: self._kick(intent))
+            if seen is not Unended.SILENT or not intent.hold or (await self.found(intent.id)).attempts:
+                return seen
+            waiter.progress()
 
     async def of_key(self, key: IdempotencyKey, wait: float | None) -> Answer | None:
         """What an earlier request with this key got, waiting for it as that one did; None when there was none.

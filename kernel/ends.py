@@ -97,7 +97,7 @@ class Ends:
             return None
         if outcome.kind in ("later", "dropped"):
             await self.write_down(work)
-            return await self._storage.put_back(_put_back(work, outcome))
+            return await self._storage.put_back(_put_back(work, outcome, self._clock))
         async with work.recording:
             end = _end(work, outcome)
             if work.recorded or work.plan is None:
@@ -126,7 +126,7 @@ class Ends:
             self._waiters.ended(intent, settled.agent)
             self._tell_entry(intent)
         elif outcome.retry_in:
-            self._tasks.start_soon(self._wake_in, outcome.retry_in, work.intent.broker_id)
+            self._tasks.start_soon(self._wake_in, outcome.retry_in * 1.25, work.intent.broker_id)
         if settled.waiting:
             work.link.wake()
 
@@ -162,14 +162,16 @@ def _end(work: Work, outcome: Outcome) -> End:
     )
 
 
-def _put_back(work: Work, outcome: Outcome) -> PutBack:
+def _put_back(work: Work, outcome: Outcome, clock: Clock) -> PutBack:
+    """Never sooner than the broker asked; a little later by chance, so that what failed together does not come back
+    together."""
     return PutBack(
         intent_id=work.intent.id,
         op=work.intent.op,
         session=work.link.session,
         attempt=work.attempt,
         reason=outcome.reason,
-        retry_in=outcome.retry_in,
+        retry_in=outcome.retry_in + clock.jitter(outcome.retry_in / 4),
         failures=outcome.failures,
         error=outcome.error,
     )

@@ -153,3 +153,13 @@ async def test_explain_tells_where_it_stands_at_every_stage(ours: Scene) -> None
     states = [step["to"] for step in over["transitions"]]
     assert states[-1] == "done"
     assert "in_progress" in states
+
+
+async def test_silence_does_not_end_what_may_wait_for_its_broker(ours: Scene) -> None:
+    """A held message lives for a day: who waits for it longer than a rolling window does not shorten that."""
+    agent = await ours.agent()
+    await ours.offline()
+    answer = (await ours.api.message(agent["id"], "later", prefer="wait=9")).expect(202)
+    assert answer.json["dispatchState"] == "pending"
+    await ours.online()
+    assert (await ours.api.ended(answer.dispatch))["state"] == "done"
