@@ -304,7 +304,7 @@ def test_each_refusal_has_its_exit_status_and_a_line_that_helps(
 
 def test_the_fix_names_the_options_of_this_command_line(hub: ScriptedHub, tmp_path: Path) -> None:
     hub.on("POST", START, error(503, "runtime_broker_unavailable"))
-    assert "--hold instead of --now keeps it until the broker takes it" in run(hub, tmp_path, "agent", "start", "worker", "--now").err
+    assert "--hold instead of --now keeps it until" in run(hub, tmp_path, "agent", "start", "worker", "--now").err
     hub.on("POST", MESSAGE, error(409, "invalid_state"))
     assert "--hold keeps it" in run(hub, tmp_path, "agent", "message", "worker", "hello").err
     hub.on("GET", f"/agents/{AGENT}/logs", error(503, "runtime_broker_unavailable"))
