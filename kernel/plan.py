@@ -56,7 +56,7 @@ class Planner:
             principal=call.principal,
             request_id=call.request_id,
             node_id=self._node_id,
-            traceparent=call.traceparent,
+            traceparent=call.traceparent or own_trace(intent_id),
             run_id=self._clock.uuid7() if call.op in RUNS else agent.run_id,
             hold=call.hold,
             args=call.args,
@@ -112,8 +112,9 @@ class Planner:
 
     def again(self, old: Intent, principal: str, request_id: str) -> NewIntent:
         """A new wish with the old one's content; it never takes over the old one's claim, values or key."""
+        intent_id = IntentId(self._clock.uuid7())
         return NewIntent(
-            id=IntentId(self._clock.uuid7()),
+            id=intent_id,
             op=old.op,
             lane=old.lane,
             broker_id=BrokerId(old.broker_id),
@@ -125,8 +126,15 @@ class Planner:
             principal=principal,
             request_id=request_id,
             node_id=self._node_id,
+            traceparent=own_trace(intent_id),
             run_id=self._clock.uuid7() if old.op in RUNS else old.run_id,
             hold=True,
             args=old.args,
             requeued_from=old.id,
         )
+
+
+def own_trace(intent_id: IntentId) -> str:
+    """The W3C trace of a call that came without one: it begins here, and every request frame carries it."""
+    bare = intent_id.replace("-", "")
+    return f"00-{bare}-{bare[16:]}-00"

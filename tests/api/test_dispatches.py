@@ -43,6 +43,14 @@ async def test_the_trace_of_the_caller_is_kept_and_sent_on(ours: Scene) -> None:
     assert ours.broker.events(what="request", op="stop")[0]["headers"]["traceparent"] == trace
 
 
+async def test_a_call_without_a_trace_begins_one(ours: Scene) -> None:
+    agent = await ours.agent()
+    answer = await ours.api.do("stop", agent["id"])
+    (sent,) = ours.broker.events(what="request", op="stop")
+    assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", sent["headers"]["traceparent"])
+    assert (await ours.api.dispatch(answer.dispatch))["traceparent"] == sent["headers"]["traceparent"]
+
+
 async def test_lists_are_filtered_walked_and_counted_when_asked(ours: Scene) -> None:
     agent, other = await ours.agent(), await ours.agent()
     for op in ("stop", "start", "stop"):
