@@ -52,7 +52,11 @@ class Host(Protocol):
     def clock(self) -> Clock: ...
     @property
     def gauges(self) -> Gauges:
-        """As of the last look at the storage, at most a few seconds old."""
+        """Levels of this moment; those of the storage as of the last look."""
+        ...
+
+    async def look(self) -> None:
+        """Read anew what the gauges tell of the storage, at most once a second."""
         ...
 
     def address(self) -> str:

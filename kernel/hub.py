@@ -81,6 +81,9 @@ class Hub:
     def address(self) -> str:
         return self.url
 
+    async def look(self) -> None:
+        await self.sweeps.look()
+
     @property
     def gauges(self) -> Gauges:
         stats = self.loaded.hooks.stats()

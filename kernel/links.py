@@ -164,14 +164,13 @@ class Links:
                 why = str(fault)
             bad += 1
             if bad >= BAD_FRAMES_A_MINUTE:
-                await self._refuse(socket, wire.Close.BAD_FRAMES, "bad_frames")
+                await _close(socket, wire.Close.BAD_FRAMES, "bad_frames")
                 raise Closed(wire.Close.BAD_FRAMES)
             await socket.send(wire.encode(wire.Error(code="invalid_message", message=why)))
 
     async def _refuse(self, socket: Socket, code: int, reason: str) -> None:
         self.closed[code] += 1
-        with anyio.move_on_after(1.0):
-            await socket.close(code, reason)
+        await _close(socket, code, reason)
 
     async def _claim(self, socket: Socket, broker_id: str, secret: bytes, connect: wire.Connect) -> Link | None:
         claim = SessionClaim(
@@ -324,3 +323,9 @@ class Links:
     async def empty(self) -> None:
         while self._links:
             await anyio.sleep(POLL)
+
+
+async def _close(socket: Socket, code: int, reason: str) -> None:
+    """Say why; a peer that does not listen is not waited for."""
+    with anyio.move_on_after(1.0):
+        await socket.close(code, reason)

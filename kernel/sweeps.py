@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
@@ -20,6 +21,8 @@ from kernel.waiters import Waiters
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY = 1.0
+"""Seconds for which a look at what is unfinished is fresh enough to be told."""
 BATCH = 500
 """Rows that one sweep moves in one transaction."""
 
@@ -71,6 +74,7 @@ class Sweeps:
         self._spans = spans
         self.unfinished = Unfinished(counts={}, stuck_messages=0)
         """As of the last look, for the gauges."""
+        self._looked_at = float("-inf")
 
     @property
     def _node_id(self) -> NodeId:
@@ -108,6 +112,14 @@ class Sweeps:
 
     async def messages(self) -> None:
         self.unfinished = await self._storage.unfinished()
+        self._looked_at = self._clock.monotonic()
+
+    async def look(self) -> None:
+        """For whoever scrapes: as of now, or of a second ago; while the database is away as of the last look."""
+        if self._clock.monotonic() - self._looked_at < LOOK_EVERY:
+            return
+        with suppress(StorageUnavailable):
+            await self.messages()
 
     async def history(self) -> None:
         while await self._storage.prune(self._spans.retention, BATCH) >= BATCH:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.processes import eventually
+
 if TYPE_CHECKING:
     from tests.harness.hubclient import Json
     from tests.harness.scenes import Scene
@@ -182,3 +184,15 @@ async def test_a_scrape_after_a_dispatch_tells_of_it(ours: Scene) -> None:
         *(f'pointsman_stage_seconds_count{{stage="{stage}"}}' for stage in STAGES),
     ):
         assert sample in text, [line for line in text.splitlines() if "suspend" in line]
+
+
+async def test_a_scrape_tells_what_waits_now(ours: Scene) -> None:
+    agent = await ours.agent()
+    await ours.offline()
+    (await ours.api.message(agent["id"], "later")).expect(202)
+
+    async def told() -> bool | None:
+        text = (await ours.api.ask("GET", "/metrics")).expect(200).text
+        return 'pointsman_unfinished{op="message",state="pending"}' in text
+
+    await eventually(told, "the message among what is unfinished")
