@@ -260,6 +260,7 @@ def _build(hub: Hub) -> Parts:
         pulse=hub.pulse,
         clock=clock,
         every=settings.sweep,
+        renew=hub.links.renew_once,
         spans=Judgement(
             lost_after=settings.node.lost_after,
             stale_after=settings.channel.stale_after,

@@ -408,9 +408,10 @@ class Nodes(Protocol):
 
     async def list_nodes(self) -> list[Node]: ...
 
-    async def reap(self, lost_after: float, stale_after: float) -> Reaped:
+    async def reap(self, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
         """Mark silent nodes lost; clear affinity that names them or was not renewed, by epoch; put what those
-        sessions had in hand back to `pending`."""
+        sessions had in hand back to `pending`. A judge whose own beat is older than `lost_after` judges nobody: its
+        call may have waited for an outage to end."""
         ...
 
 

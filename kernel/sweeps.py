@@ -63,6 +63,7 @@ class Sweeps:
         clock: Clock,
         every: SweepSettings,
         spans: Judgement,
+        renew: Callable[[], Awaitable[None]],
     ) -> None:
         self._storage = storage
         self._observer = observer
@@ -72,6 +73,7 @@ class Sweeps:
         self._clock = clock
         self._every = every
         self._spans = spans
+        self._renew = renew
         self.unfinished = Unfinished(counts={}, stuck_messages=0)
         """As of the last look, for the gauges."""
         self._looked_at = float("-inf")
@@ -98,8 +100,10 @@ class Sweeps:
                 log.warning("a sweep was put off: %s", fault.message)
 
     async def nodes(self) -> None:
-        """Lost nodes, stale affinity, and lifecycle calls that wait for a broker that does not come."""
-        reaped = await self._storage.reap(self._spans.lost_after, self._spans.stale_after)
+        """Lost nodes, stale affinity, and lifecycle calls that wait for a broker that does not come. What this node
+        holds it renews first: after an outage its own sessions look stale too, until it has said that they live."""
+        await self._renew()
+        reaped = await self._storage.reap(self._node_id, self._spans.lost_after, self._spans.stale_after)
         for node_id in reaped.lost_nodes:
             log.warning("node %s is lost: what it had in hand is driven again", node_id)
         self._moved(reaped.changed)

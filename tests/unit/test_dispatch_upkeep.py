@@ -101,6 +101,10 @@ async def test_a_node_that_cannot_join_again_tries_at_its_next_beat() -> None:
     assert forgotten == 2
 
 
+async def nothing() -> None:
+    """This node holds no session."""
+
+
 async def test_a_sweep_ends_everything_that_is_overdue() -> None:
     storage: Any = Overdue(2 * BATCH + 3)
     pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=0)
@@ -113,6 +117,7 @@ async def test_a_sweep_ends_everything_that_is_overdue() -> None:
         clock=SYSTEM,
         every=Settings().sweep,
         spans=Judgement(lost_after=6, stale_after=15, reconnect_grace=5, retention=60),
+        renew=nothing,
     )
     await sweeps.stuck()
     assert storage.left == 0

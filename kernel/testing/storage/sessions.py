@@ -12,9 +12,12 @@ from kernel.broker import BrokerId, SessionId
 from kernel.errors import Invalid, NotFound
 from kernel.intent import Intent, Op, State
 from kernel.node import Node, NodeId
-from kernel.storage import BrokerEdit, BrokerJoin, Progress, SessionClaimed
+from kernel.storage import BrokerEdit, BrokerJoin, Progress, Reaped, SessionClaimed
 from kernel.testing.storage.contract import StorageContract
 from kernel.testing.storage.world import World, ids, uuid
+
+SILENCE = 1.0
+"""Seconds: long enough that a beat is of now on a busy machine."""
 
 
 class SessionContract(StorageContract):
@@ -210,9 +213,22 @@ class SessionContract(StorageContract):
         assert not await world.storage.beat(world.node, draining=False)
         assert not (await world.read_broker()).online
 
-    async def test_a_lost_node_cannot_beat_but_may_join_again(self, world: World) -> None:
+    async def _lost(self, world: World) -> Reaped:
+        """The world's node was silent for longer than it may, and another judges it."""
+        await anyio.sleep(2 * SILENCE)
+        return await world.storage.reap(await world.another_node(), lost_after=SILENCE, stale_after=3600.0)
+
+    async def test_who_is_silent_itself_judges_nobody(self, world: World) -> None:
+        """Its call may have waited for an outage to end, and by then it knows nothing of the others."""
+        intent = await world.claimed(Op.STOP, await world.new_agent())
         await anyio.sleep(0.02)
-        reaped = await world.storage.reap(lost_after=0.01, stale_after=3600.0)
+        reaped = await world.storage.reap(world.node, lost_after=0.01, stale_after=0.01)
+        assert (reaped.lost_nodes, reaped.cleared, reaped.changed.intents) == ((), (), ())
+        assert await world.storage.beat(world.node, draining=False)
+        assert (await world.read(intent.id)).state is State.IN_PROGRESS
+
+    async def test_a_lost_node_cannot_beat_but_may_join_again(self, world: World) -> None:
+        reaped = await self._lost(world)
         assert reaped.lost_nodes == (world.node,)
         assert not await world.storage.beat(world.node, draining=False)
         node = (await world.storage.list_nodes())[0]
@@ -222,15 +238,13 @@ class SessionContract(StorageContract):
         assert await world.storage.beat(world.node, draining=False)
 
     async def test_a_session_of_a_lost_node_does_not_make_online(self, world: World) -> None:
-        await anyio.sleep(0.02)
-        await world.storage.reap(lost_after=0.01, stale_after=3600.0)
+        await self._lost(world)
         await world.connect()
         assert not (await world.read_broker()).online
 
     async def test_reaping_clears_what_a_lost_node_held_and_drives_it_again(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
-        await anyio.sleep(0.02)
-        reaped = await world.storage.reap(lost_after=0.01, stale_after=3600.0)
+        reaped = await self._lost(world)
         assert reaped.cleared == (world.broker.id,)
         assert ids(reaped.changed.intents) == [intent.id]
         assert (await world.read(intent.id)).state is State.PENDING
@@ -238,19 +252,19 @@ class SessionContract(StorageContract):
 
     async def test_reaping_clears_what_was_not_renewed(self, world: World) -> None:
         await anyio.sleep(0.02)
-        reaped = await world.storage.reap(lost_after=3600.0, stale_after=0.01)
+        reaped = await world.storage.reap(world.node, lost_after=3600.0, stale_after=0.01)
         assert (reaped.lost_nodes, reaped.cleared) == ((), (world.broker.id,))
 
     async def test_reaping_leaves_the_living_alone(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
-        reaped = await world.storage.reap(lost_after=3600.0, stale_after=3600.0)
+        reaped = await world.storage.reap(world.node, lost_after=3600.0, stale_after=3600.0)
         assert (reaped.lost_nodes, reaped.cleared, reaped.changed.intents) == ((), (), ())
         assert (await world.read(intent.id)).state is State.IN_PROGRESS
 
     async def test_after_reaping_the_old_session_can_neither_claim_nor_end(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
         await anyio.sleep(0.02)
-        await world.storage.reap(lost_after=3600.0, stale_after=0.01)
+        await world.storage.reap(world.node, lost_after=3600.0, stale_after=0.01)
         assert (await world.claim()).stale
         assert not (await world.end(intent)).accepted
         assert await world.storage.renew([world.session]) == (world.session.session_id,)

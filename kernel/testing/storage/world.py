@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 from kernel.agent import Agent, AgentChange, AgentId, Phase
 from kernel.broker import Broker, BrokerId, Provider, Session, SessionId
@@ -57,6 +58,15 @@ class World:
         world.broker = await world.new_broker()
         world.session = (await world.connect()).session
         return world
+
+    async def another_node(self) -> NodeId:
+        """A second node, whose beat is of now. Its row is a copy: where only one hub may join, no other can."""
+        other = NodeId(uuid())
+        copy = "INSERT INTO hub_nodes (id, started_at, beat_at, version, draining) SELECT :other, started_at, beat_at, "
+        copied = sa.text(copy + "version, draining FROM hub_nodes WHERE id = :node")
+        await self.storage.sql.run(copied, {"other": other, "node": self.node})
+        assert await self.storage.beat(other, draining=False)
+        return other
 
     # -- things that exist ---------------------------------------------------------------------------------------
 

@@ -172,6 +172,12 @@ _LOSE = Query[NodeId](
     .returning(_n.id),
     first,
 )
+_MAY_JUDGE = Query[int](
+    sa.select(sa.literal_column("1")).where(
+        _n.id == param("judge"), _n.lost_at.is_(None), _n.beat_at >= param("silent_since")
+    ),
+    first,
+)
 _lives = (
     sa.select(sa.literal_column("1"))
     .where(_n.id == _b.connected_hub_id, _n.lost_at.is_(None))
@@ -191,9 +197,13 @@ _CLEAR = Query[Any](
 )
 
 
-def reap(tx: Tx, lost_after: float, stale_after: float) -> Reaped:
-    """Silent nodes are lost; affinity that names one, or was not renewed, is cleared."""
-    lost = tx.all(_LOSE, silent_since=tx.now - int(lost_after * 1_000_000))
+def reap(tx: Tx, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
+    """Silent nodes are lost; affinity that names one, or was not renewed, is cleared. Who is silent itself judges
+    nobody."""
+    silent_since = tx.now - int(lost_after * 1_000_000)
+    if tx.one(_MAY_JUDGE, judge=judge, silent_since=silent_since) is None:
+        return Reaped()
+    lost = tx.all(_LOSE, silent_since=silent_since)
     moves = Moves()
     cleared: list[BrokerId] = []
     for broker_id, owner in tx.all(_STALE, stale_since=tx.now - int(stale_after * 1_000_000)):

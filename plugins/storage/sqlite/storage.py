@@ -130,8 +130,8 @@ class SqliteStorage:
     async def list_nodes(self) -> list[Node]:
         return await self._read(nodes.list_nodes)
 
-    async def reap(self, lost_after: float, stale_after: float) -> Reaped:
-        return await self._write(lambda tx: sessions.reap(tx, lost_after, stale_after))
+    async def reap(self, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
+        return await self._write(lambda tx: sessions.reap(tx, judge, lost_after, stale_after))
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
