@@ -75,12 +75,16 @@ class Inbox:
         """Raises: Unkept."""
         try:
             self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        except sqlite3.Error as fault:
+            raise Unkept(f"the broker's inbox cannot be opened: {fault}") from fault
+        try:
             path.chmod(0o600)
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = FULL")
             self._file.executescript(_SCHEMA)
             self.epoch: int = self._file.execute("SELECT highest FROM epoch").fetchone()[0]
         except sqlite3.Error as fault:
+            self._file.close()
             raise Unkept(f"the broker's inbox cannot be opened: {fault}") from fault
         self._steps: list[_Step[Any]] = []
         self._arrived = anyio.Event()

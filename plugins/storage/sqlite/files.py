@@ -118,7 +118,11 @@ def _connected(uri: str, busy: float) -> Joined:
         cached_statements=STATEMENTS,
         timeout=busy,
     )
-    connection.execute("PRAGMA temp_store = MEMORY")
+    try:
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
