@@ -52,7 +52,7 @@ _NAMES = {
         "Ended ExpiredJoinToken Failure Forbidden HeadersTooLarge IdempotencyConflict Invalid "
         "InvalidJoinToken InvalidSignature InvalidState LinkLost Malformed MethodNotAllowed Misbehaved "
         "Misconfigured NoRuntimeBroker NotFound OutcomeUnknown OutcomeUnrecorded Overtaken PayloadTooLarge "
-        "PointsmanError RateLimited Refused ReplayDetected RuntimeFailed StaleEpoch StorageUnavailable "
+        "PointsmanError RateLimited Refused ReplayDetected RuntimeFailed StorageUnavailable "
         "Unauthenticated Unavailable Unprocessable VersionConflict WrongNode"
     ),
     "hookspecs": "hookimpl",

@@ -85,7 +85,7 @@ class Dispatcher:
 
         Raises: every error of design/api.md that an operation can end with; `dispatch_id` is set where a row exists.
         """
-        if call.key:
+        if call.key:  # asked before the agent was read, too; what came in between must not be refused or routed anew
             repeated = await self._answers.of_key(call.key, call.wait)
             if repeated:
                 return repeated

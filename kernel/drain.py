@@ -14,7 +14,6 @@ from kernel.intent import Op
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
-from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.storage import ClaimRequest, Claims, Intents, Progress
 
@@ -38,7 +37,6 @@ class Drain:
         lanes: Lanes,
         observer: Observer,
         clock: Clock,
-        node_id: NodeId,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._storage = storage
@@ -46,7 +44,6 @@ class Drain:
         self._lanes = lanes
         self._observer = observer
         self._clock = clock
-        self._node_id = node_id
         self._tasks = tasks
         self._woken: dict[Link, float | None] = {}
         """The links for which a task claims, and when they were woken first since it last began to."""

@@ -11,7 +11,7 @@ import msgspec
 
 from kernel.agent import AgentChange, Phase
 from kernel.clock import Clock
-from kernel.errors import Failure, OutcomeUnrecorded, PointsmanError, StorageUnavailable
+from kernel.errors import OutcomeUnrecorded, PointsmanError, RuntimeFailed, StorageUnavailable
 from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
 from kernel.node import NodeId
@@ -84,9 +84,7 @@ class Ends:
     def _unstorable(self, work: Work, outcome: Outcome, fault: PointsmanError) -> Outcome:
         """The database refuses this very end: what is stored instead holds nothing that the broker said."""
         log.error("the end of dispatch %s cannot be stored as it is: %s", work.intent.id, fault.message)
-        error = Failure(
-            code="runtime_error", message=f"the broker's answer cannot be stored: {fault.message}", status=502
-        )
+        error = RuntimeFailed(f"the broker's answer cannot be stored: {fault.message}").as_failure()
         return Outcome(kind="end", reason="unstorable", state=State.FAILED, error=error)
 
     async def _write(self, work: Work, outcome: Outcome) -> Settled | None:

@@ -222,10 +222,6 @@ class Overtaken(PointsmanError):
     status = 409
 
 
-class StaleEpoch(Overtaken):
-    """The broker's session was claimed again since: this node no longer speaks for it."""
-
-
 class LinkLost(Overtaken):
     """The broker's socket went away before it answered: the intent is driven again."""
 

@@ -94,10 +94,10 @@ class Hub:
             bus_roundtrip=self.signals.round_trip(),
             unfinished={(op, state): count for (op, state), count in self.sweeps.unfinished.counts.items()},
             stuck_messages=self.sweeps.unfinished.stuck_messages,
-            late_ends=self.ends.late,
+            late_ends=self.ends.late + self.links.late_answers,
             links_closed=dict(self.links.closed),
             links_refused=dict(self.links.refused),
-            storage_batch=getattr(self.storage, "last_batch", 1.0),
+            storage_batch=self.storage.last_batch,
             plugin_seconds={(row.plugin, row.hook): (row.calls, row.seconds) for row in stats},
             plugin_faults={(row.plugin, row.hook): row.faults for row in stats},
         )
@@ -181,68 +181,13 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _build(hub: Hub) -> Parts:
-    settings, storage, clock, hooks = hub.settings, hub.storage, hub.clock, hub.loaded.hooks
-    waiters = Waiters(storage, clock, settings.bus.rekick)
-    hub.links = Links(
-        storage=storage,
-        node_id=hub.node_id,
-        clock=clock,
-        settings=settings.channel,
-        window=settings.dispatch.window,
-        tells_conflict=partial(_tell_of_conflict, hub),
-    )
-    attempts = Attempts(
-        hooks=hooks,
-        agents=storage,
-        keyring=hub.keyring,
-        clock=clock,
-        observer=hub.observer,
-        mint=Minter(hub.keyring, clock).agent_token,
-        address=hub.address,
-        late_grace=settings.sweep.stuck,
-        message_attempts=settings.dispatch.message_attempts,
-    )
-    ends = Ends(
-        storage=storage,
-        signals=hub.signals,
-        waiters=waiters,
-        observer=hub.observer,
-        clock=clock,
-        node_id=hub.node_id,
-        tasks=hub.tasks,
-    )
-    dispatcher = Dispatcher(
-        storage=storage,
-        signals=hub.signals,
-        links=hub.links,
-        waiters=waiters,
-        routing=Routing(
-            links=hub.links,
-            observer=hub.observer,
-            clock=clock,
-            node_id=hub.node_id,
-            rank_route=hooks.rank_route,
-            reconnect_grace=settings.dispatch.reconnect_grace,
-        ),
-        planner=Planner(node_id=hub.node_id, keyring=hub.keyring, clock=clock, spans=settings.dispatch),
-        attempts=attempts,
-        ends=ends,
-        observer=hub.observer,
-        pulse=hub.pulse,
-        clock=clock,
-        settings=settings.dispatch,
-        tasks=hub.tasks,
-    )
-    hub.dispatcher, hub.ends = dispatcher, ends
-    drain = Drain(
-        storage=storage,
-        links=hub.links,
-        lanes=dispatcher.lanes,
-        observer=hub.observer,
-        clock=clock,
-        node_id=hub.node_id,
-        tasks=hub.tasks,
-    )
+    storage, clock = hub.storage, hub.clock
+    waiters = Waiters(storage, clock, hub.settings.bus.rekick)
+    hub.links = _links(hub)
+    hub.ends = _ends(hub, waiters)
+    hub.dispatcher = dispatcher = _dispatcher(hub, waiters)
+    hub.sweeps = _sweeps(hub, waiters)
+    drain = _drain(hub)
     reports = Reports(storage=storage, dispatcher=dispatcher, waiters=waiters, clock=clock, tasks=hub.tasks)
     hub.links.listener = Arrivals(
         dispatcher=dispatcher,
@@ -252,40 +197,119 @@ def _build(hub: Hub) -> Parts:
         signals=hub.signals,
         waiters=waiters,
     )
-    hub.sweeps = Sweeps(
-        storage=storage,
-        observer=hub.observer,
-        waiters=waiters,
-        signals=hub.signals,
-        pulse=hub.pulse,
-        clock=clock,
-        every=settings.sweep,
-        renew=hub.links.renew_once,
-        spans=Judgement(
-            lost_after=settings.node.lost_after,
-            stale_after=settings.channel.stale_after,
-            reconnect_grace=settings.dispatch.reconnect_grace,
-            retention=settings.dispatch.retention,
-        ),
-    )
-    wakeups = Wakeups(
-        signals=hub.signals,
-        storage=storage,
-        node_id=hub.node_id,
-        clock=clock,
-        settings=settings.bus,
-        drain=drain,
-        dispatcher=dispatcher,
-        waiters=waiters,
-        links=hub.links,
-    )
     return Parts(
         dispatcher=dispatcher,
         drain=drain,
         reports=reports,
         waiters=waiters,
-        wakeups=wakeups,
+        wakeups=_wakeups(hub, drain, waiters),
         readiness=Readiness(storage=storage, pulse=hub.pulse, signals=hub.signals),
+    )
+
+
+def _links(hub: Hub) -> Links:
+    return Links(
+        storage=hub.storage,
+        node_id=hub.node_id,
+        clock=hub.clock,
+        settings=hub.settings.channel,
+        window=hub.settings.dispatch.window,
+        tells_conflict=partial(_tell_of_conflict, hub),
+    )
+
+
+def _attempts(hub: Hub) -> Attempts:
+    return Attempts(
+        hooks=hub.loaded.hooks,
+        agents=hub.storage,
+        keyring=hub.keyring,
+        clock=hub.clock,
+        observer=hub.observer,
+        mint=Minter(hub.keyring, hub.clock).agent_token,
+        address=hub.address,
+        late_grace=hub.settings.sweep.stuck,
+        message_attempts=hub.settings.dispatch.message_attempts,
+    )
+
+
+def _ends(hub: Hub, waiters: Waiters) -> Ends:
+    return Ends(
+        storage=hub.storage,
+        signals=hub.signals,
+        waiters=waiters,
+        observer=hub.observer,
+        clock=hub.clock,
+        node_id=hub.node_id,
+        tasks=hub.tasks,
+    )
+
+
+def _dispatcher(hub: Hub, waiters: Waiters) -> Dispatcher:
+    return Dispatcher(
+        storage=hub.storage,
+        signals=hub.signals,
+        links=hub.links,
+        waiters=waiters,
+        routing=Routing(
+            links=hub.links,
+            observer=hub.observer,
+            clock=hub.clock,
+            node_id=hub.node_id,
+            rank_route=hub.loaded.hooks.rank_route,
+            reconnect_grace=hub.settings.dispatch.reconnect_grace,
+        ),
+        planner=Planner(node_id=hub.node_id, keyring=hub.keyring, clock=hub.clock, spans=hub.settings.dispatch),
+        attempts=_attempts(hub),
+        ends=hub.ends,
+        observer=hub.observer,
+        pulse=hub.pulse,
+        clock=hub.clock,
+        settings=hub.settings.dispatch,
+        tasks=hub.tasks,
+    )
+
+
+def _drain(hub: Hub) -> Drain:
+    return Drain(
+        storage=hub.storage,
+        links=hub.links,
+        lanes=hub.dispatcher.lanes,
+        observer=hub.observer,
+        clock=hub.clock,
+        tasks=hub.tasks,
+    )
+
+
+def _sweeps(hub: Hub, waiters: Waiters) -> Sweeps:
+    return Sweeps(
+        storage=hub.storage,
+        observer=hub.observer,
+        waiters=waiters,
+        signals=hub.signals,
+        pulse=hub.pulse,
+        clock=hub.clock,
+        every=hub.settings.sweep,
+        renew=hub.links.renew_once,
+        spans=Judgement(
+            lost_after=hub.settings.node.lost_after,
+            stale_after=hub.settings.channel.stale_after,
+            reconnect_grace=hub.settings.dispatch.reconnect_grace,
+            retention=hub.settings.dispatch.retention,
+        ),
+    )
+
+
+def _wakeups(hub: Hub, drain: Drain, waiters: Waiters) -> Wakeups:
+    return Wakeups(
+        signals=hub.signals,
+        storage=hub.storage,
+        node_id=hub.node_id,
+        clock=hub.clock,
+        settings=hub.settings.bus,
+        drain=drain,
+        dispatcher=hub.dispatcher,
+        waiters=waiters,
+        links=hub.links,
     )
 
 

@@ -104,7 +104,6 @@ class Exchange:
         self.sent_at: Instant | None = None
         self.accepted_at: Instant | None = None
         self.response: wire.Response | None = None
-        self.lost = False
         self._over = anyio.Event()
 
     def left(self, clock: Clock) -> None:
@@ -120,9 +119,7 @@ class Exchange:
             self._over.set()
 
     def lose(self) -> None:
-        if not self._over.is_set():
-            self.lost = True
-            self._over.set()
+        self._over.set()
 
     async def result(self) -> wire.Response:
         """Raises: LinkLost. Without a limit of its own: what was sent ends with the answer, or with the link."""
@@ -167,7 +164,7 @@ class Link:
         self._exchanges: dict[str, Exchange] = {}
         self._open = True
         self._hangup = anyio.Event()
-        self.unknown_responses = 0
+        self.late_answers = 0
         self.on_work: Callable[[Link], None] = lambda _: None
         """Called when something may be claimed for this broker."""
         self.in_hand = 0
@@ -340,7 +337,7 @@ class Link:
     def _answer(self, response: wire.Response) -> None:
         exchange = self._exchanges.pop(response.request_id, None)
         if exchange is None:
-            self.unknown_responses += 1
+            self.late_answers += 1
             return
         exchange.left(self._clock)
         exchange.answer(response)

@@ -99,12 +99,18 @@ class Links:
         self._claims: dict[str, list[float]] = {}
         self.closed: Counter[int] = Counter()
         self.refused: Counter[int] = Counter()
-        self.late_ends = 0
+        self._late_answers = 0
+        """Of sockets that are gone."""
         self.listener: Listener
         self.draining = False
 
     def __len__(self) -> int:
         return len(self._links)
+
+    @property
+    def late_answers(self) -> int:
+        """Answers that nobody waited for any more: counted and dropped."""
+        return self._late_answers + sum(link.late_answers for link in self._links.values())
 
     def all(self) -> list[Link]:
         return list(self._links.values())
@@ -258,6 +264,7 @@ class Links:
         if self._links.get(link.session.broker_id) is link:
             del self._links[link.session.broker_id]
         self.closed[code] += 1
+        self._late_answers += link.late_answers
         try:
             released = await self._storage.release_session(link.session, code, sent)
         except StorageUnavailable:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 RUN_PATIENCE = 5.0
 """Seconds for which a report waits for its run to appear in the row: it may overtake the answer that made it."""
-QUIET = 5_000_000
-"""Microseconds after an intent's end in which a heartbeat without runs is not believed."""
+QUIET = 5.0
+"""Seconds after an intent's end in which a heartbeat without runs is not believed."""
 
 
 class Reports:
@@ -173,7 +173,7 @@ class Reports:
 
     async def _quiet(self, agent_id: AgentId) -> bool:
         """No intent of this agent is unfinished, and none ended a moment ago."""
-        return await self._storage.quiet(agent_id, QUIET / 1_000_000)
+        return await self._storage.quiet(agent_id, QUIET)
 
     async def _agent_id(self, broker: Broker, said: dict[str, Any]) -> AgentId | None:
         """By id, as our broker tells it; by project (id or slug) and slug, as a stock one does."""

@@ -644,6 +644,11 @@ class Storage(Nodes, Sessions, Intents, Agents, Projects, Brokers, Protocol):
     @property
     def sql(self) -> Sql: ...
 
+    @property
+    def last_batch(self) -> float:
+        """How many writes the last commit held."""
+        ...
+
     async def ping(self) -> None:
         """Answer, or raise StorageUnavailable: for readiness."""
         ...

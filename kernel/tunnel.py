@@ -10,7 +10,7 @@ import msgspec
 
 from kernel.agent import Agent, AgentChange, Phase
 from kernel.environment import Environment
-from kernel.errors import Failure
+from kernel.errors import Failure, RuntimeFailed
 from kernel.intent import STARTS, Intent, Op, State
 from kernel.project import Project
 from kernel.wire import Call
@@ -220,7 +220,7 @@ def _failure(status: int, said: Any) -> Failure:
     details = {"status": status, "code": code, "message": message}
     if isinstance(said, dict) and isinstance(said.get("error"), dict) and said["error"].get("details"):
         details["details"] = said["error"]["details"]
-    return Failure(code="runtime_error", message=text, status=502, details=details)
+    return RuntimeFailed(text, details=details).as_failure()
 
 
 def _error_words(said: Any) -> tuple[str, str]:

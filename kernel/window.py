@@ -18,12 +18,6 @@ class Window:
         self._control: list[tuple[int, anyio.Event]] = []
         self._messages: list[tuple[int, anyio.Event]] = []
 
-    @property
-    def free(self) -> int:
-        """Places that nobody waits for."""
-        wanted = sum(places for places, _ in self._control) + sum(places for places, _ in self._messages)
-        return max(0, self._free - wanted)
-
     @asynccontextmanager
     async def place(self, lane: Lane, *, alone: bool = False) -> AsyncIterator[None]:
         places = self.size if alone else 1

@@ -151,10 +151,6 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
     def header(self, name: str) -> str | None:
         return _header(self.headers, name)
 
-    def body_bytes(self) -> bytes:
-        """The body, empty when there is none."""
-        return self.body
-
 
 class Response(Frame, frozen=True, kw_only=True, tag="response"):
     """broker → hub: the answer to a request; headers and body may be absent."""
@@ -167,10 +163,6 @@ class Response(Frame, frozen=True, kw_only=True, tag="response"):
 
     def header(self, name: str) -> str | None:
         return _header(self.headers, name)
-
-    def body_bytes(self) -> bytes:
-        """The body, empty when there is none."""
-        return self.body
 
     def json(self) -> Any:
         """The body as JSON; None when it is empty or something else."""

@@ -8,7 +8,7 @@ import anyio
 
 from kernel import wire
 from kernel.api.edge import Edge
-from kernel.errors import BrokerOffline, BrokerTimeout, Ended, Failure, LinkLost, NoRuntimeBroker, WrongNode
+from kernel.errors import BrokerOffline, BrokerTimeout, LinkLost, NoRuntimeBroker, RuntimeFailed, WrongNode
 from kernel.link import Link
 from kernel.storage import AgentView
 
@@ -17,12 +17,12 @@ DEADLINE = 30.0
 
 
 async def printed(edge: Edge, view: AgentView, tail: int | None) -> str:
-    """Raises: WrongNode, BrokerOffline, BrokerTimeout; Ended with the broker's own error."""
+    """Raises: WrongNode, BrokerOffline, BrokerTimeout; RuntimeFailed with the broker's own error."""
     response = await _asked(_link(edge, view), _call(view, tail), view)
     text = response.body.decode(errors="replace")
     if not 200 <= response.status_code < 300:
         told = f"the broker answered {response.status_code}: {text[:1000]}"
-        raise Ended(Failure(code="runtime_error", message=told, status=502))
+        raise RuntimeFailed(told)
     return text
 
 

@@ -16,7 +16,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from kernel.api.faults import envelope
-from kernel.errors import Failure
+from kernel.errors import Failure, HeadersTooLarge
 
 SOCKET = "pointsman.socket"
 """The key under which a WebSocket's scope carries its `Socket`."""
@@ -165,7 +165,7 @@ def _failure(status: int, head: Head) -> Failure:
     match status:
         case 431:
             told = f"the request's head is over {head.head_limit} bytes: send fewer or shorter headers"
-            return Failure(code="headers_too_large", message=told, status=431)
+            return HeadersTooLarge(told).as_failure()
         case 408:
             told = f"the request's head did not arrive within {head.head_deadline:g} s"
             return Failure(code="invalid_request", message=told, status=408)

@@ -128,7 +128,6 @@ async def test_a_link_that_is_gone_leaves_no_task_behind() -> None:
                 lanes=Bench(tasks).lanes,
                 observer=Observer(Silent(), Silent()),
                 clock=SYSTEM,
-                node_id=NodeId("n"),
                 tasks=tasks,
             )
             drain.start(link)
