@@ -13,7 +13,7 @@ from kernel.agent import Agent, AgentId, Phase
 from kernel.api import logs
 from kernel.api.logs import printed
 from kernel.broker import Broker, BrokerId
-from kernel.errors import BrokerOffline, BrokerTimeout, Ended, LinkLost, NoRuntimeBroker, WrongNode
+from kernel.errors import BrokerOffline, BrokerTimeout, LinkLost, NoRuntimeBroker, RuntimeFailed, WrongNode
 from kernel.project import Project
 from kernel.storage import AgentView
 
@@ -81,10 +81,10 @@ async def test_bytes_that_are_no_text_do_no_harm() -> None:
 
 
 async def test_the_brokers_error_is_told() -> None:
-    with pytest.raises(Ended) as told:
+    with pytest.raises(RuntimeFailed) as told:
         await read(answered(404, b"no such agent"), broker())
-    assert (told.value.failure.code, told.value.failure.status) == ("runtime_error", 502)
-    assert "no such agent" in told.value.failure.message
+    assert (told.value.code, told.value.status) == ("runtime_error", 502)
+    assert "no such agent" in told.value.message
 
 
 async def test_a_socket_elsewhere_is_named() -> None:
