@@ -15,6 +15,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+SEQUENCE = "dispatch_seq"
+"""What numbers intents of both tables on PostgreSQL; on SQLite a row of `counters`."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # -- types --------------------------------------------------------------------------------------------------

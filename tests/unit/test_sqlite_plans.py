@@ -13,13 +13,14 @@ import pytest
 import sqlalchemy as sa
 
 from kernel import IntentFilter, State
+from plugins.storage import ledger as room
 from plugins.storage import migrations
-from plugins.storage import sqlite as room
+from plugins.storage.ledger import agents, inbox, lookups
+from plugins.storage.ledger.query import Query
 from plugins.storage.schema import messages
-from plugins.storage.sqlite import agents, inbox, lookups
 from plugins.storage.sqlite.files import Joined
-from plugins.storage.sqlite.query import Query
 from plugins.storage.sqlite.sql import engine_on
+from plugins.storage.sqlite.tx import DIALECT
 
 GROWING = ("broker_dispatch", "messages", "transitions", "agents", "nonces", "idempotency_keys")
 """Tables that grow with use. Nodes, brokers and projects are few."""
@@ -45,7 +46,7 @@ def found_in(value: Any) -> Iterator[Query[Any]]:
             yield from found_in(one)
 
 
-STATEMENTS = {name: query for name, query in statements() if not query.sql.startswith("INSERT")}
+STATEMENTS = {name: query for name, query in statements() if not query.on(DIALECT).sql.startswith("INSERT")}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,14 @@ def connection() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def plan_of(connection: sqlite3.Connection, query: Query[Any]) -> list[str]:
+    prepared = query.on(DIALECT)
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {prepared.sql}", [None] * len(prepared.names))]
+
+
 def walked(connection: sqlite3.Connection, query: Query[Any]) -> list[str]:
     """The steps of its plan that go through a whole growing table, or sort what they find there."""
-    arguments = [None] * query.sql.count("?")
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", arguments)]
+    plan = plan_of(connection, query)
     return [
         step
         for step in plan
@@ -90,7 +95,12 @@ def test_lists_of_intents_are_read_along_an_index(
     connection: sqlite3.Connection, where: IntentFilter, lane: str, state: State | None, onward: bool
 ) -> None:
     query = lookups._listing(lane, lookups._given(where), state, onward)
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", [None] * query.sql.count("?"))]
+    plan = [
+        row[3]
+        for row in connection.execute(
+            f"EXPLAIN QUERY PLAN {query.on(DIALECT).sql}", [None] * query.on(DIALECT).sql.count("?")
+        )
+    ]
     assert all("USING" in step and "INDEX" in step for step in plan if step.startswith(("SCAN", "SEARCH"))), plan
     sorts = any(step.startswith("USE TEMP B-TREE") for step in plan)
     assert not sorts or state in (State.PENDING, State.IN_PROGRESS), "only what is unfinished may be sorted"
@@ -110,7 +120,12 @@ def test_inboxes_are_read_along_an_index(connection: sqlite3.Connection, unread:
 
 
 def sorts(connection: sqlite3.Connection, query: Query[Any]) -> list[str]:
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", [None] * query.sql.count("?"))]
+    plan = [
+        row[3]
+        for row in connection.execute(
+            f"EXPLAIN QUERY PLAN {query.on(DIALECT).sql}", [None] * query.on(DIALECT).sql.count("?")
+        )
+    ]
     return [step for step in plan if step.startswith("USE TEMP B-TREE") or re.match(r"SCAN \w+$", step)]
 
 

@@ -14,8 +14,8 @@ from kernel import SYSTEM, Clock, Misconfigured, SchemaState
 from plugins.storage import migrations
 from plugins.storage.sqlite.faults import unusable
 from plugins.storage.sqlite.files import Joined, Lock, Synchronous, connect_reader, connect_writer, prepared
-from plugins.storage.sqlite.query import Tx
 from plugins.storage.sqlite.sql import engine_on
+from plugins.storage.sqlite.tx import SqliteTx
 from plugins.storage.sqlite.worker import Reader, Writer
 
 
@@ -30,10 +30,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stale_after: float = 15.0
     clock: Clock = SYSTEM
 
-    def begin(self, connection: sqlite3.Connection) -> Tx:
-        now = self.clock.now()
-        alive, fresh = now - int(self.lost_after * 1_000_000), now - int(self.stale_after * 1_000_000)
-        return Tx(connection, now, alive, fresh)
+    def begin(self, connection: sqlite3.Connection) -> SqliteTx:
+        lost, stale = int(self.lost_after * 1_000_000), int(self.stale_after * 1_000_000)
+        return SqliteTx(connection, self.clock.now(), lost, stale)
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from plugins.storage.sqlite.query import Tx
+from plugins.storage.sqlite.tx import SqliteTx
 from plugins.storage.sqlite.worker import Writer
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class SqliteSql:
     async def transaction(self, function: Callable[[Any], T]) -> T:
         """All of what `function(connection)` does, or nothing."""
 
-        def run_it(tx: Tx) -> T:
+        def run_it(tx: SqliteTx) -> T:
             if self._engine is None:
                 self._engine = engine_on(tx.connection)
             with self._engine.connect() as connection:

@@ -18,7 +18,7 @@ import anyio
 
 from kernel import StorageUnavailable
 from plugins.storage.sqlite.faults import translated
-from plugins.storage.sqlite.query import Tx
+from plugins.storage.sqlite.tx import SqliteTx
 
 T = TypeVar("T")
 WAITING = 20_000
@@ -47,7 +47,7 @@ class Job(Generic[T]):
         self.value: T
         self.fault: BaseException | None = None
 
-    def run(self, tx: Tx) -> None:
+    def run(self, tx: SqliteTx) -> None:
         """On the worker's thread."""
         with Kept() as kept:
             self.value = self.function(tx)
@@ -180,7 +180,9 @@ class Worker:
 class Reader(Worker):
     """Reads what is committed, each function from one snapshot; a slow one is interrupted at its deadline."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], deadline: float, begin: Callable[..., Tx]) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], deadline: float, begin: Callable[..., SqliteTx]
+    ) -> None:
         super().__init__("sqlite-reader", connect, deadline)
         self._begin = begin
 
@@ -204,7 +206,9 @@ class Writer(Worker):
     """Writes: functions that wait together share one commit, each in a savepoint, so that one that fails undoes
     itself only. An answer leaves after the commit, or tells that there was none."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], deadline: float, begin: Callable[..., Tx]) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], deadline: float, begin: Callable[..., SqliteTx]
+    ) -> None:
         super().__init__("sqlite-writer", connect, deadline)
         self._begin = begin
         self.committed = 0

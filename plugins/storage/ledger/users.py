@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from kernel import User
+from plugins.storage.ledger.query import NOW, Query, Tx, param
 from plugins.storage.schema import users
-from plugins.storage.sqlite.query import Query, Tx, param
 
 _c = users.c
-_row = sqlite.insert(users).values(
-    id=param("id"), email=param("email"), display_name=param("display_name"), role=param("role"), created=param("now")
+_row = postgresql.insert(users).values(
+    id=param("id"), email=param("email"), display_name=param("display_name"), role=param("role"), created=NOW
 )
 _ENSURE = Query[Any](
     _row.on_conflict_do_update(

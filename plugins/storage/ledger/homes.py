@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import Intent, Lane, Op
+from plugins.storage.ledger.rows import Shape, same_names
 from plugins.storage.schema import Text, broker_dispatch, messages
-from plugins.storage.sqlite.rows import Shape, same_names
 
 IN_PROGRESS = sa.literal_column("'in_progress'", Text())
 """Written out in statements: a partial index is not found through a parameter."""

@@ -8,15 +8,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import Message, Page, State, is_uuid
+from plugins.storage.ledger.pages import beyond, edge
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.rows import MESSAGE
 from plugins.storage.schema import Flag, messages
-from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import MESSAGE
 
 _c = messages.c
 _INSERT = Query(
     sa.insert(messages)
-    .values({name: param(name) for name in Message.__struct_fields__} | {"ended_at": param("now")})
+    .values({name: param(name) for name in Message.__struct_fields__} | {"ended_at": NOW})
     .returning(*MESSAGE.columns),
     MESSAGE.read,
 )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from kernel import BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
-from plugins.storage.schema import agents, messages, runtime_brokers
-from plugins.storage.sqlite.history import step
-from plugins.storage.sqlite.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.sqlite.query import Query, Tx, first, listed, param
+from plugins.storage.ledger.history import step
+from plugins.storage.ledger.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
+from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param
+from plugins.storage.schema import Flag, agents, messages, runtime_brokers
 
 _b = runtime_brokers.c
 
@@ -78,14 +77,14 @@ def _heads(home: Home) -> Any:
             agents.c.deleted_at.is_(None),
         )
         found = found.join(agents, runs)
-    due = sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now"))
-    hinted = sa.case((home.c.id.in_(listed("hints")), 0), else_=1)
+    due = sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW)
+    hinted = sa.case((among(home.c.id, "hints"), 0), else_=1)
     return (
         found.where(
             home.state == State.PENDING,
             due,
-            home.c.deadline_at > param("now"),
-            home.op.in_(listed("ops")),
+            home.c.deadline_at > NOW,
+            among(home.op, "ops", sa.Text),
             sa.not_(in_hand),
         )
         .order_by(hinted, home.c.seq)
@@ -101,7 +100,7 @@ def _claim(home: Home) -> Query[Intent]:
         claimed_by=param("node"),
         claimed_epoch=param("epoch"),
         claimed_session=param("session"),
-        claimed_at=param("now"),
+        claimed_at=NOW,
         sent_at=None,
         accepted_at=None,
         progress_at=None,
@@ -110,7 +109,8 @@ def _claim(home: Home) -> Query[Intent]:
     return Query(statement, home.shape.read)
 
 
-_CARRIED = Query[int](_carried(paused=True), first)
+# Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.
+_CARRIED = Query[int](_carried(paused=True).with_for_update(read=True), first)
 _CLAIM = {home.lane: _claim(home) for home in HOMES}
 
 
@@ -125,8 +125,8 @@ def claim(tx: Tx, request: ClaimRequest) -> Claims:
     }
     if tx.one(_CARRIED, **values) is None:
         return Claims(stale=True, now=tx.now)
-    ops = msgspec.json.encode(sorted(request.ops)).decode()
-    hints = msgspec.json.encode(request.ids or ()).decode()
+    ops = sorted(request.ops)
+    hints = [hint for hint in request.ids or () if is_uuid(hint)]
     taken: list[Intent] = []
     for home in HOMES:
         room = request.limit - len(taken)
@@ -166,8 +166,8 @@ def _poll(home: Home) -> Query[BrokerId]:
             home.c.broker_id == _b.id,
             home.unfinished(),
             home.state == State.PENDING,
-            home.c.deadline_at > param("now"),
-            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now")),
+            home.c.deadline_at > NOW,
+            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
         )
         .correlate(runtime_brokers)
         .exists()
@@ -189,11 +189,11 @@ def poll(tx: Tx, node_id: NodeId) -> list[BrokerId]:
 
 def _note(home: Home) -> Query[Any]:
     c = home.c
-    sent = sa.case((sa.and_(param("sent"), c.sent_at.is_(None)), param("now")), else_=c.sent_at)
-    accepted = sa.case((sa.and_(param("accepted"), c.accepted_at.is_(None)), param("now")), else_=c.accepted_at)
+    sent = sa.case((sa.and_(param("sent", Flag()), c.sent_at.is_(None)), NOW), else_=c.sent_at)
+    accepted = sa.case((sa.and_(param("accepted", Flag()), c.accepted_at.is_(None)), NOW), else_=c.accepted_at)
     return Query(
         sa.update(home.table)
-        .values(sent_at=sent, accepted_at=accepted, progress_at=param("now"))
+        .values(sent_at=sent, accepted_at=accepted, progress_at=NOW)
         .where(
             c.id == param("which"),
             home.state == IN_PROGRESS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from kernel import (
     Broker,
@@ -24,10 +24,10 @@ from kernel import (
     SealedSecret,
     is_uuid,
 )
+from plugins.storage.ledger.pages import beyond, edge
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.rows import BROKER, NOBODY
 from plugins.storage.schema import Flag, agents, broker_join_tokens, broker_secrets, nonces, runtime_brokers
-from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import BROKER
 
 NONCE_LIFE = 600 * 1_000_000
 """Microseconds for which a nonce is remembered: twice the clock window of a signature."""
@@ -70,8 +70,8 @@ _INSERT = Query[Any](
         labels=param("labels"),
         auto_provide=param("auto_provide"),
         created_by=param("created_by"),
-        created=param("now"),
-        updated=param("now"),
+        created=NOW,
+        updated=NOW,
     )
 )
 _AGAIN = Query[Any](
@@ -82,7 +82,7 @@ _AGAIN = Query[Any](
         labels=param("to_labels"),
         auto_provide=param("to_auto_provide"),
         deleted_at=None,
-        updated=param("now"),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"))
@@ -95,7 +95,7 @@ _TOKEN = Query[Any](
         broker_id=param("broker"),
         token_hash=param("hashed"),
         created_by=param("maker"),
-        created=param("now"),
+        created=NOW,
         expires_at=param("until"),
     )
 )
@@ -148,15 +148,15 @@ _FIND_TOKEN = Query[tuple[Instant, Instant | None]](
 )
 _USE_TOKEN = Query[Any](
     sa.update(broker_join_tokens)
-    .values(used_at=param("now"))
-    .where(_t.token_hash == param("hashed"), _t.used_at.is_(None), _t.expires_at > param("now"))
+    .values(used_at=NOW)
+    .where(_t.token_hash == param("hashed"), _t.used_at.is_(None), _t.expires_at > NOW)
 )
 _s = broker_secrets.c
 _REVOKE = Query[Any](
     sa.update(broker_secrets).values(status="revoked").where(_s.broker_id == param("which"), _s.status != "revoked")
 )
-_secret = sqlite.insert(broker_secrets).values(
-    broker_id=param("broker"), key_id=param("key"), sealed=param("sealed_key"), status="active", created=param("now")
+_secret = postgresql.insert(broker_secrets).values(
+    broker_id=param("broker"), key_id=param("key"), sealed=param("sealed_key"), status="active", created=NOW
 )
 _SECRET = Query[Any](_secret)
 _SECRETS = Query(
@@ -165,7 +165,7 @@ _SECRETS = Query(
     .where(
         _s.broker_id == param("which"),
         _s.status != "revoked",
-        sa.or_(_s.expires_at.is_(None), _s.expires_at > param("now")),
+        sa.or_(_s.expires_at.is_(None), _s.expires_at > NOW),
     )
     .order_by(_s.created.desc(), _s.key_id.desc()),
     lambda row: SealedSecret(key_id=row[0], sealed=row[1]),
@@ -176,7 +176,7 @@ _JOINED = Query[Any](
         version=sa.func.coalesce(param("runs", sa.Text()), _b.version),
         capabilities=param("can"),
         announced=param("can", _b.announced.type),
-        updated=param("now"),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"))
@@ -207,11 +207,11 @@ def broker_secrets_of(tx: Tx, broker_id: BrokerId) -> list[SealedSecret]:
     return tx.all(_SECRETS, which=broker_id.lower()) if is_uuid(broker_id) else []
 
 
-_remember = sqlite.insert(nonces).values(broker_id=param("broker"), nonce=param("once"), seen_at=param("now"))
+_remember = postgresql.insert(nonces).values(broker_id=param("broker"), nonce=param("once"), seen_at=NOW)
 _REMEMBER = Query[Any](
     _remember.on_conflict_do_update(
         index_elements=[nonces.c.broker_id, nonces.c.nonce],
-        set_={"seen_at": param("now")},
+        set_={"seen_at": NOW},
         where=nonces.c.seen_at <= param("forgotten"),
     )
 )
@@ -231,8 +231,8 @@ _EDIT = Query[Any](
         auto_provide=sa.func.coalesce(param("to_auto_provide", Flag()), _b.auto_provide),
         name=sa.func.coalesce(param("to_name", sa.Text()), _b.name),
         labels=sa.func.coalesce(param("to_labels", _b.labels.type), _b.labels),
-        last_heartbeat=sa.case((param("beats", sa.Integer()) == 1, param("now")), else_=_b.last_heartbeat),
-        updated=param("now"),
+        last_heartbeat=sa.case((param("beats", sa.Integer()) == 1, NOW), else_=_b.last_heartbeat),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"), _live)
@@ -240,13 +240,13 @@ _EDIT = Query[Any](
 _DELETE = Query[Any](
     sa.update(runtime_brokers)
     .values(
-        deleted_at=param("now"),
+        deleted_at=NOW,
         connected_hub_id=None,
         connected_session_id=None,
         connection_kind=None,
         status="offline",
-        disconnected_at=sa.case((_b.connected_hub_id.is_not(None), param("now")), else_=_b.disconnected_at),
-        updated=param("now"),
+        disconnected_at=sa.case((_b.connected_hub_id.is_not(None), NOW), else_=_b.disconnected_at),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"))
@@ -261,7 +261,7 @@ _LIVE_AGENTS = Query[int](
 
 def edit_broker(tx: Tx, edit: BrokerEdit) -> Broker:
     """Raises: NotFound; AlreadyExists when the new name is taken."""
-    which = edit.broker_id.lower() if is_uuid(edit.broker_id) else ""
+    which = edit.broker_id.lower() if is_uuid(edit.broker_id) else NOBODY
     tx.run(
         _EDIT,
         which=which,
@@ -283,7 +283,7 @@ def delete_broker(tx: Tx, broker_id: BrokerId) -> None:
 
     Raises: NotFound; InvalidState while it has live agents.
     """
-    which = broker_id.lower() if is_uuid(broker_id) else ""
+    which = broker_id.lower() if is_uuid(broker_id) else NOBODY
     if tx.one(_BY_ID, ref=which) is None:
         raise NotFound(f"there is no broker {broker_id}")
     if tx.one(_LIVE_AGENTS, which=which):

@@ -7,10 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import STARTS, Failure, Intent, Op, OutcomeUnknown, Phase, State, Transition
+from plugins.storage.ledger.history import step
+from plugins.storage.ledger.homes import HOMES, Home, home_of
+from plugins.storage.ledger.query import NOW, Query, Tx, param
 from plugins.storage.schema import agents
-from plugins.storage.sqlite.history import step
-from plugins.storage.sqlite.homes import HOMES, Home, home_of
-from plugins.storage.sqlite.query import Query, Tx, param
 
 SUPERSEDED = Failure(
     code="cancelled", message="a later stop or delete of the same agent came before anybody took it", status=409
@@ -30,7 +30,7 @@ _MARK = Query[Any](
         phase=Phase.ERROR,
         activity=None,
         message=param("said"),
-        updated=param("now"),
+        updated=NOW,
         state_version=_a.state_version + 1,
     )
     .where(_a.id == param("which"), _a.deleted_at.is_(None))
@@ -39,7 +39,7 @@ _MARK = Query[Any](
 
 def _finish(home: Home) -> Query[Intent]:
     statement = home.update(
-        state=param("to"), error=param("failure"), ended_at=param("now"), sealed=None, next_attempt_at=None
+        state=param("to"), error=param("failure"), ended_at=NOW, sealed=None, next_attempt_at=None
     ).where(
         home.c.id == param("which"),
         home.state == param("came_from"),

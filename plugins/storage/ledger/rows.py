@@ -9,8 +9,11 @@ import msgspec
 import sqlalchemy as sa
 
 from kernel import Agent, Broker, Failure, Lane, Message, Node, Op, Phase, Project, State
+from plugins.storage.ledger.query import Seconds, ago
 from plugins.storage.schema import Flag, Json, agents, hub_nodes, messages, parse, projects, runtime_brokers
 
+NOBODY = "00000000-0000-0000-0000-000000000000"
+"""An id that no row has, for what is no id."""
 T = TypeVar("T", bound=msgspec.Struct)
 Decoder = Callable[[Any], Any]
 
@@ -72,16 +75,16 @@ _alive = (
     .where(
         hub_nodes.c.id == _b.connected_hub_id,
         hub_nodes.c.lost_at.is_(None),
-        hub_nodes.c.beat_at >= sa.bindparam("alive_since"),
+        hub_nodes.c.beat_at >= ago("lost_after"),
     )
     .correlate(runtime_brokers)
     .exists()
 )
-held = sa.and_(_b.connected_hub_id.is_not(None), _alive, _b.renewed_at >= sa.bindparam("fresh_since"))
+held = sa.and_(_b.connected_hub_id.is_not(None), _alive, _b.renewed_at >= ago("stale_after"))
 """A live node holds it and renewed it lately."""
 last_held = sa.case((_b.connected_hub_id.is_not(None), _b.renewed_at), else_=_b.disconnected_at)
 """When it was last held, of a broker that is not; NULL when it never was."""
-_missing_for = sa.case((held, None), else_=(sa.bindparam("now", type_=sa.Integer()) - last_held) / 1_000_000.0)
+_missing_for = sa.case((held, None), else_=Seconds(last_held))
 
 # -- the shapes ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from kernel import (
     Broker,
@@ -21,11 +21,11 @@ from kernel import (
     Repeated,
     is_uuid,
 )
+from plugins.storage.ledger.keys import find_key, in_turn, keep_key
+from plugins.storage.ledger.pages import beyond, edge
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.rows import BROKER, NOBODY, PROJECT
 from plugins.storage.schema import agents, project_contributors, projects, runtime_brokers
-from plugins.storage.sqlite.keys import find_key, keep_key
-from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import BROKER, PROJECT
 
 _c = projects.c
 _FIELDS = Project.__struct_fields__
@@ -40,7 +40,7 @@ _EDITABLE = [name for name in ProjectEdit.__struct_fields__ if name != "project_
 _EDIT = Query(
     sa.update(projects)
     .values({name: sa.func.coalesce(param(f"to_{name}", _c[name].type), _c[name]) for name in _EDITABLE})
-    .values(updated=param("now"))
+    .values(updated=NOW)
     .where(_c.id == param("which"))
     .returning(*PROJECT.columns),
     PROJECT.read,
@@ -61,6 +61,8 @@ _DELETE_AGENTS = Query[Any](sa.delete(agents).where(agents.c.project_id == param
 
 def create_project(tx: Tx, project: Project, key: IdempotencyKey | None) -> tuple[Project, Repeated | None]:
     """Raises: AlreadyExists when the slug is taken; IdempotencyConflict."""
+    if key:
+        in_turn(tx, key)
     repeated = find_key(tx, key) if key else None
     if repeated:
         return _again(tx, repeated), repeated
@@ -96,7 +98,7 @@ def count_projects(tx: Tx) -> int:
 
 def edit_project(tx: Tx, edit: ProjectEdit) -> Project:
     """Raises: NotFound."""
-    which = edit.project_id.lower() if is_uuid(edit.project_id) else ""
+    which = edit.project_id.lower() if is_uuid(edit.project_id) else NOBODY
     edited = tx.one(_EDIT, which=which, **{f"to_{name}": getattr(edit, name) for name in _EDITABLE})
     if edited is None:
         raise NotFound(f"there is no project {edit.project_id}")
@@ -122,13 +124,13 @@ def _may_be_name(ref: str) -> bool:
 # -- providers ----------------------------------------------------------------------------------------------
 
 _p = project_contributors.c
-_provide = sqlite.insert(project_contributors).values(
+_provide = postgresql.insert(project_contributors).values(
     id=param("id"),
     project_id=param("project_id"),
     broker_id=param("broker_id"),
     broker_name=param("broker_name"),
     linked_by=param("linked_by"),
-    linked_at=param("now"),
+    linked_at=NOW,
 )
 _PROVIDE = Query[Any](
     _provide.on_conflict_do_update(

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from kernel import Intent, IntentFilter, IntentId, LaneView, Op, Page, State, Unfinished, is_uuid
-from plugins.storage.schema import Text, agents, hub_nodes, runtime_brokers
-from plugins.storage.sqlite.history import history
-from plugins.storage.sqlite.homes import CONTROL, HOMES, MESSAGES, Home, home_of
-from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, first, listed, param
-from plugins.storage.sqlite.rows import AGENT, BROKER
+from plugins.storage.ledger.history import history
+from plugins.storage.ledger.homes import CONTROL, HOMES, MESSAGES, Home, home_of
+from plugins.storage.ledger.pages import beyond, edge
+from plugins.storage.ledger.query import Query, Tx, ago, among, first, param
+from plugins.storage.ledger.rows import AGENT, BROKER
+from plugins.storage.schema import Instant, Text, agents, hub_nodes, runtime_brokers
 
 STUCK = 300 * 1_000_000
 """Microseconds after which a message that waits is counted as stuck."""
 
 _FIND = {
-    home.lane: Query[Intent](home.select().where(home.c.id.in_(listed("ids")), home.is_intent), home.shape.read)
+    home.lane: Query[Intent](home.select().where(among(home.c.id, "ids"), home.is_intent), home.shape.read)
     for home in HOMES
 }
 
@@ -31,8 +30,7 @@ def find_intents(tx: Tx, ids: Sequence[str]) -> list[Intent]:
     wanted = [intent_id.lower() for intent_id in ids if is_uuid(intent_id)]
     if not wanted:
         return []
-    listing = msgspec.json.encode(wanted).decode()
-    found = {intent.id: intent for home in HOMES for intent in tx.all(_FIND[home.lane], ids=listing)}
+    found = {intent.id: intent for home in HOMES for intent in tx.all(_FIND[home.lane], ids=wanted)}
     return [found[IntentId(intent_id)] for intent_id in dict.fromkeys(wanted) if intent_id in found]
 
 
@@ -141,7 +139,7 @@ _ALIVE = Query[int](
     sa.select(sa.literal_column("1")).where(
         hub_nodes.c.id == param("which"),
         hub_nodes.c.lost_at.is_(None),
-        hub_nodes.c.beat_at >= param("alive_since"),
+        hub_nodes.c.beat_at >= ago("lost_after"),
     ),
     first,
 )
@@ -175,11 +173,15 @@ _LEVELS = {
     )
     for home in HOMES
 }
-# `+ 0`: without it the index of all messages by time is taken, and history is walked.
+# `coalesce`: without it the index of all messages by time is taken, and history is walked.
 _STUCK = Query[int](
     sa.select(sa.func.count())
     .select_from(MESSAGES.table)
-    .where(MESSAGES.unfinished(), MESSAGES.state == State.PENDING, MESSAGES.created + 0 <= param("since")),
+    .where(
+        MESSAGES.unfinished(),
+        MESSAGES.state == State.PENDING,
+        sa.func.coalesce(MESSAGES.created, MESSAGES.created) <= param("since", Instant()),
+    ),
     first,
 )
 

@@ -5,32 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from kernel import Changed, Node, NodeId
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.rows import NODE
+from plugins.storage.ledger.sweeping import Moves, hand_back, in_hand
 from plugins.storage.schema import hub_nodes, runtime_brokers
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import NODE
-from plugins.storage.sqlite.sweeping import Moves, hand_back, in_hand
 
 _c, _b = hub_nodes.c, runtime_brokers.c
-_row = sqlite.insert(hub_nodes).values(
-    id=param("id"), started_at=param("now"), beat_at=param("now"), version=param("version"), draining=param("draining")
+_row = postgresql.insert(hub_nodes).values(
+    id=param("id"), started_at=NOW, beat_at=NOW, version=param("version"), draining=param("draining")
 )
 _JOIN = Query[Any](
     _row.on_conflict_do_update(
         index_elements=[_c.id],
-        set_={"beat_at": param("now"), "version": _row.excluded.version, "draining": _row.excluded.draining,
+        set_={"beat_at": NOW, "version": _row.excluded.version, "draining": _row.excluded.draining,
               "lost_at": None},
     )
 )  # fmt: skip
-_OTHERS_LOST = Query[Any](
-    sa.update(hub_nodes).values(lost_at=param("now")).where(_c.id != param("me"), _c.lost_at.is_(None))
-)
+_OTHERS_LOST = Query[Any](sa.update(hub_nodes).values(lost_at=NOW).where(_c.id != param("me"), _c.lost_at.is_(None)))
 _BEAT = Query[Any](
-    sa.update(hub_nodes)
-    .values(beat_at=param("now"), draining=param("drains"))
-    .where(_c.id == param("me"), _c.lost_at.is_(None))
+    sa.update(hub_nodes).values(beat_at=NOW, draining=param("drains")).where(_c.id == param("me"), _c.lost_at.is_(None))
 )
 _REMOVE = Query[Any](sa.delete(hub_nodes).where(_c.id == param("me")))
 _LIST = Query(sa.select(*NODE.columns).order_by(_c.started_at, _c.id), NODE.read)
@@ -41,9 +37,9 @@ _CLEAR_OTHERS = Query[str](
         connected_session_id=None,
         connection_kind=None,
         status="offline",
-        disconnected_at=param("now"),
+        disconnected_at=NOW,
         disconnect_code=None,
-        updated=param("now"),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.connected_hub_id.is_not(None), _b.connected_hub_id != param("me"))
@@ -53,10 +49,12 @@ _CLEAR_OTHERS = Query[str](
 
 
 def join_node(tx: Tx, node: Node) -> Changed:
-    """This hub has the file to itself: every other node is lost, and what it had in hand is pending again."""
+    """A hub that is alone knows that every other node is lost: what it had in hand is pending again."""
     tx.run(_JOIN, id=node.id, version=node.version, draining=node.draining)
-    tx.run(_OTHERS_LOST, me=node.id)
     moves = Moves()
+    if not tx.alone:
+        return moves.changed()
+    tx.run(_OTHERS_LOST, me=node.id)
     for broker_id in tx.all(_CLEAR_OTHERS, me=node.id):
         hand_back(tx, in_hand(tx, broker_id), "owner_lost", node.id, moves)
     return moves.changed()

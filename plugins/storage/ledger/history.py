@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import ACCEPTED, ROUTED, Instant, Intent, Op, State, Transition
+from plugins.storage.ledger.query import Query, Tx, param
 from plugins.storage.schema import parse, transitions
-from plugins.storage.sqlite.query import Query, Tx, param
 
 _c = transitions.c
 _NAMES = tuple(column.name for column in _c)

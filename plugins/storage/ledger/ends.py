@@ -8,14 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State
+from plugins.storage.ledger.agents import agent_by_id, change_agent
+from plugins.storage.ledger.births import insert, known_before
+from plugins.storage.ledger.endings import CANCELLED, finish_pending
+from plugins.storage.ledger.history import born_ended, step
+from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
+from plugins.storage.ledger.lookups import find_intent
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
 from plugins.storage.schema import runtime_brokers
-from plugins.storage.sqlite.agents import agent_by_id, change_agent
-from plugins.storage.sqlite.births import insert, known_before
-from plugins.storage.sqlite.endings import CANCELLED, finish_pending
-from plugins.storage.sqlite.history import born_ended, step
-from plugins.storage.sqlite.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.sqlite.lookups import find_intent
-from plugins.storage.sqlite.query import Query, Tx, first, param
 
 LOST = frozenset({"link_lost", "owner_lost"})
 """Reasons of a put-back that are no answer: what had been sent may still have been in the broker's hands."""
@@ -38,7 +38,7 @@ def _end(home: Home) -> Query[Intent]:
         sent_at=sa.func.coalesce(home.c.sent_at, param("sent")),
         accepted_at=sa.func.coalesce(home.c.accepted_at, param("accepted")),
         failures=home.c.failures + param("more"),
-        ended_at=param("now"),
+        ended_at=NOW,
         sealed=None,
         next_attempt_at=None,
     )
@@ -174,8 +174,8 @@ def _pending(home: Home) -> Any:
             home.agent == param("agent"),
             home.unfinished(),
             home.state == State.PENDING,
-            home.c.deadline_at > param("now"),
-            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= param("now")),
+            home.c.deadline_at > NOW,
+            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
         )
         .exists()
     )

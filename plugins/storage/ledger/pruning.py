@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
+from plugins.storage.ledger.brokers import NONCE_LIFE
+from plugins.storage.ledger.homes import HOMES, Home
+from plugins.storage.ledger.keys import LIFE
+from plugins.storage.ledger.query import Query, Tx, among, first, param
 from plugins.storage.schema import agents, broker_join_tokens, hub_nodes, idempotency_keys, nonces, transitions
-from plugins.storage.sqlite.brokers import NONCE_LIFE
-from plugins.storage.sqlite.homes import HOMES, Home
-from plugins.storage.sqlite.keys import LIFE
-from plugins.storage.sqlite.query import Query, Tx, first, listed, param
 
 TOKEN_LIFE = 24 * 3600 * 1_000_000
 """Microseconds past its hour in which a join token is still told to be expired, not unknown."""
@@ -31,8 +30,8 @@ def _old(home: Home) -> Query[str]:
 
 
 _OLD = {home.lane: _old(home) for home in HOMES}
-_DELETE = {home.lane: Query[Any](sa.delete(home.table).where(home.c.id.in_(listed("ids")))) for home in HOMES}
-_DELETE_STEPS = Query[Any](sa.delete(transitions).where(transitions.c.intent_id.in_(listed("ids"))))
+_DELETE = {home.lane: Query[Any](sa.delete(home.table).where(among(home.c.id, "ids"))) for home in HOMES}
+_DELETE_STEPS = Query[Any](sa.delete(transitions).where(among(transitions.c.intent_id, "ids")))
 
 
 def _delete(table: sa.Table, stamp: sa.Column[Any]) -> Query[Any]:
@@ -50,6 +49,8 @@ _NODES = _delete(hub_nodes, hub_nodes.c.lost_at)
 
 def prune(tx: Tx, retention: float, limit: int) -> int:
     """How many rows went, at most `limit`; an intent's history goes with it and is not counted."""
+    if not tx.elect("prune"):
+        return 0
     gone = 0
     for removed in _rounds(tx, tx.now - int(retention * 1_000_000), limit):
         gone += removed
@@ -79,7 +80,6 @@ def _rounds(tx: Tx, cutoff: int, limit: int) -> Iterator[int]:
 def _prune_intents(tx: Tx, home: Home, cutoff: int, limit: int) -> int:
     ids = tx.all(_OLD[home.lane], cutoff=cutoff, take=limit)
     if ids:
-        listing = msgspec.json.encode(ids).decode()
-        tx.run(_DELETE_STEPS, ids=listing)
-        tx.run(_DELETE[home.lane], ids=listing)
+        tx.run(_DELETE_STEPS, ids=ids)
+        tx.run(_DELETE[home.lane], ids=ids)
     return len(ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from kernel import (
@@ -23,25 +22,26 @@ from kernel import (
     SessionId,
     is_uuid,
 )
+from plugins.storage.ledger.query import NOW, Greatest, Query, Tx, among, first, param
+from plugins.storage.ledger.rows import BROKER
+from plugins.storage.ledger.sweeping import STAMP_SENT, Moves, count_crash, hand_back, in_hand
 from plugins.storage.schema import hub_nodes, runtime_brokers
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import BROKER
-from plugins.storage.sqlite.sweeping import STAMP_SENT, Moves, count_crash, hand_back, in_hand
 
 ORDERLY = 1000
 """The close code of a broker that stops; any other end is a crash if another process comes back."""
 
 _b, _n = runtime_brokers.c, hub_nodes.c
 _FIND = Query(sa.select(*BROKER.columns).where(_b.id == param("which"), _b.deleted_at.is_(None)), BROKER.read)
+_FIND_LOCKED = Query(_FIND.statement.with_for_update(of=runtime_brokers), BROKER.read)  # type: ignore[attr-defined]
 _CLAIM = Query[int](
     sa.update(runtime_brokers)
     .values(
         connected_hub_id=param("node"),
         connected_session_id=param("session"),
-        connected_at=param("now"),
-        connection_epoch=sa.func.max(_b.connection_epoch, param("seen")) + 1,
+        connected_at=NOW,
+        connection_epoch=Greatest(_b.connection_epoch, param("seen", sa.BigInteger())) + 1,
         connection_kind=param("kind"),
-        renewed_at=param("now"),
+        renewed_at=NOW,
         disconnected_at=None,
         disconnect_code=None,
         status=param("to_status"),
@@ -49,7 +49,7 @@ _CLAIM = Query[int](
         version=sa.func.coalesce(param("runs", sa.Text()), _b.version),
         announced=param("can"),
         window=param("places"),
-        updated=param("now"),
+        updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"), _b.deleted_at.is_(None))
@@ -60,7 +60,7 @@ _CLAIM = Query[int](
 
 def claim_session(tx: Tx, claim: SessionClaim) -> SessionClaimed:
     """Raises: NotFound when the broker is unknown or deleted."""
-    broker = tx.one(_FIND, which=claim.broker_id.lower()) if is_uuid(claim.broker_id) else None
+    broker = tx.one(_FIND_LOCKED, which=claim.broker_id.lower()) if is_uuid(claim.broker_id) else None
     if broker is None:
         raise NotFound(f"there is no broker {claim.broker_id}: register it and join again")
     former = _holder(broker)
@@ -128,13 +128,19 @@ _GONE: dict[str, Any] = {
     "connected_session_id": None,
     "connection_kind": None,
     "status": "offline",
-    "updated": param("now"),
+    "updated": NOW,
     "lock_version": _b.lock_version + 1,
 }
 _RELEASE = Query[Any](
-    sa.update(runtime_brokers).values(disconnected_at=param("now"), disconnect_code=param("code"), **_GONE).where(_MINE)
+    sa.update(runtime_brokers).values(disconnected_at=NOW, disconnect_code=param("code"), **_GONE).where(_MINE)
 )
-_RENEW = Query[Any](sa.update(runtime_brokers).values(renewed_at=param("now")).where(_MINE))
+_RENEW = Query[SessionId](
+    sa.update(runtime_brokers)
+    .values(renewed_at=NOW)
+    .where(among(_b.connected_session_id, "sessions"), among(_b.id, "brokers"), _b.connected_hub_id == param("node"))
+    .returning(_b.connected_session_id),
+    first,
+)
 
 
 def _names(session: Session) -> dict[str, Any]:
@@ -152,7 +158,7 @@ def release_session(tx: Tx, session: Session, code: int, sent: Sequence[IntentId
         return Released(cleared=False)
     if sent:
         for stamp in STAMP_SENT:
-            tx.run(stamp, ids=msgspec.json.encode(list(sent)).decode(), epoch=session.epoch)
+            tx.run(stamp, ids=list(sent), epoch=session.epoch)
     moves = Moves()
     hand_back(tx, in_hand(tx, session.broker_id), "link_lost", session.node_id, moves)
     return Released(cleared=True, changed=moves.changed())
@@ -160,14 +166,21 @@ def release_session(tx: Tx, session: Session, code: int, sent: Sequence[IntentId
 
 def renew(tx: Tx, sessions: Sequence[Session]) -> tuple[SessionId, ...]:
     """Those that the rows no longer name."""
-    return tuple(session.session_id for session in sessions if tx.run(_RENEW, **_names(session)) == 0)
+    held = {session.session_id: session for session in sessions}
+    for node in {session.node_id for session in sessions}:
+        mine = [session for session in sessions if session.node_id == node]
+        brokers = [session.broker_id for session in mine]
+        renewed = tx.all(_RENEW, sessions=[session.session_id for session in mine], brokers=brokers, node=node)
+        for session_id in renewed:
+            held.pop(session_id, None)
+    return tuple(held)
 
 
 # -- reap ---------------------------------------------------------------------------------------------------
 
 _LOSE = Query[NodeId](
     sa.update(hub_nodes)
-    .values(lost_at=param("now"))
+    .values(lost_at=NOW)
     .where(_n.lost_at.is_(None), _n.beat_at < param("silent_since"))
     .returning(_n.id),
     first,
@@ -184,30 +197,35 @@ _lives = (
     .correlate(runtime_brokers)
     .exists()
 )
-_STALE = Query[tuple[BrokerId, NodeId]](
-    sa.select(_b.id, _b.connected_hub_id).where(
+_STALE = Query[tuple[BrokerId, NodeId, Epoch]](
+    sa.select(_b.id, _b.connected_hub_id, _b.connection_epoch)
+    .where(
         _b.connected_hub_id.is_not(None),
         sa.or_(sa.not_(_lives), _b.renewed_at < param("stale_since")),
     )
+    .with_for_update(of=runtime_brokers, skip_locked=True)
 )
 _CLEAR = Query[Any](
     sa.update(runtime_brokers)
     .values(disconnected_at=_b.renewed_at, disconnect_code=None, **_GONE)
-    .where(_b.id == param("which"))
+    .where(_b.id == param("which"), _b.connection_epoch == param("epoch"), _b.connected_hub_id.is_not(None))
 )
 
 
 def reap(tx: Tx, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
     """Silent nodes are lost; affinity that names one, or was not renewed, is cleared. Who is silent itself judges
     nobody."""
+    if not tx.elect("reap"):
+        return Reaped()
     silent_since = tx.now - int(lost_after * 1_000_000)
     if tx.one(_MAY_JUDGE, judge=judge, silent_since=silent_since) is None:
         return Reaped()
     lost = tx.all(_LOSE, silent_since=silent_since)
     moves = Moves()
     cleared: list[BrokerId] = []
-    for broker_id, owner in tx.all(_STALE, stale_since=tx.now - int(stale_after * 1_000_000)):
-        tx.run(_CLEAR, which=broker_id)
+    for broker_id, owner, epoch in tx.all(_STALE, stale_since=tx.now - int(stale_after * 1_000_000)):
+        if tx.run(_CLEAR, which=broker_id, epoch=epoch) == 0:
+            continue
         cleared.append(broker_id)
         hand_back(tx, in_hand(tx, broker_id), "owner_lost", owner, moves)
     return Reaped(lost_nodes=tuple(lost), cleared=tuple(cleared), changed=moves.changed())

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import IdempotencyConflict, IdempotencyKey, IntentId, Repeated
+from plugins.storage.ledger.query import Query, Tx, param
 from plugins.storage.schema import idempotency_keys
-from plugins.storage.sqlite.query import Query, Tx, param
 
 LIFE = 24 * 3600 * 1_000_000
 """Microseconds."""
@@ -20,6 +20,11 @@ _FIND = Query[tuple[Any, ...]](
 )
 _FORGET = Query[Any](sa.delete(idempotency_keys).where(_THIS))
 _KEEP = Query[Any](sa.insert(idempotency_keys).values({column.name: param(column.name) for column in _c}))
+
+
+def in_turn(tx: Tx, key: IdempotencyKey) -> None:
+    """Calls with one key pass one after the other: the later one finds what the earlier one made."""
+    tx.queue(f"key {key.principal} {key.key}")
 
 
 def find_key(tx: Tx, key: IdempotencyKey) -> Repeated | None:

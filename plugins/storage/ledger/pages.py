@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import Page
-from plugins.storage.sqlite.query import param
+from plugins.storage.ledger.query import param
 
 LATEST = 2**63 - 1
 """The largest number that a column holds."""

@@ -20,15 +20,15 @@ from kernel import (
     State,
     Transition,
 )
+from plugins.storage.ledger.agents import insert_agent
+from plugins.storage.ledger.endings import SUPERSEDED, finish_pending
+from plugins.storage.ledger.history import born
+from plugins.storage.ledger.homes import CONTROL, HOMES, MESSAGES, Home, home_of
+from plugins.storage.ledger.keys import find_key, in_turn, keep_key
+from plugins.storage.ledger.projects import provide
+from plugins.storage.ledger.query import NextSeq, Query, Tx, first, param
+from plugins.storage.ledger.rows import MESSAGE
 from plugins.storage.schema import counters, messages, runtime_brokers
-from plugins.storage.sqlite.agents import insert_agent
-from plugins.storage.sqlite.endings import SUPERSEDED, finish_pending
-from plugins.storage.sqlite.history import born
-from plugins.storage.sqlite.homes import CONTROL, HOMES, MESSAGES, Home, home_of
-from plugins.storage.sqlite.keys import find_key, keep_key
-from plugins.storage.sqlite.projects import provide
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import MESSAGE
 
 _SEQ = "seq"
 _NEXT = Query[int](
@@ -43,12 +43,14 @@ _MESSAGE = Query[Message](sa.select(*MESSAGE.columns).where(messages.c.id == par
 
 _b = runtime_brokers.c
 _CARRIED = Query[int](
-    sa.select(_b.connection_epoch).where(
+    sa.select(_b.connection_epoch)
+    .where(
         _b.id == param("which"),
         _b.connected_hub_id == param("node"),
         _b.connected_session_id == param("session"),
         _b.connection_epoch == param("epoch"),
-    ),
+    )
+    .with_for_update(read=True),
     first,
 )
 
@@ -65,9 +67,9 @@ _OF_MESSAGE = (
 
 
 def _insert(home: Home) -> Query[Intent]:
-    names = [*_SHARED, home.agent.name, home.state.name, home.created.name]
+    names = [*(name for name in _SHARED if name != "seq"), home.agent.name, home.state.name, home.created.name]
     names += _OF_MESSAGE if home is MESSAGES else ("op", "lane")
-    statement = sa.insert(home.table).values({name: param(name) for name in names})
+    statement = sa.insert(home.table).values({**{name: param(name) for name in names}, "seq": NextSeq()})
     return Query(statement.returning(*home.shape.columns), home.shape.read)
 
 
@@ -91,6 +93,8 @@ def record(tx: Tx, recording: Recording) -> Recorded:
 
     Raises: IdempotencyConflict; AlreadyExists when the agent's slug is taken; Invalid.
     """
+    if recording.key:
+        in_turn(tx, recording.key)
     repeated = _repeated(tx, recording)
     if repeated:
         return Recorded(repeated=repeated)
@@ -158,7 +162,7 @@ def insert(tx: Tx, new: NewIntent, **values: Any) -> Intent:
     home = home_of(new.op)
     row: dict[str, Any] = dict.fromkeys(_SHARED) | msgspec.structs.asdict(new)
     row |= {
-        "seq": next_seq(tx),
+        "seq": next_seq(tx) if tx.alone else None,
         "failures": 0,
         "deadline_at": min(tx.now + int(new.deadline_in * 1_000_000), new.deadline_at or Instant(2**62)),
         home.agent.name: new.agent_id,

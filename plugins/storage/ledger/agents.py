@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from kernel import (
     ACTIVITIES,
@@ -22,11 +22,11 @@ from kernel import (
     VersionConflict,
     is_uuid,
 )
+from plugins.storage.ledger.homes import HOMES, Home
+from plugins.storage.ledger.pages import beyond, edge
+from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, first, param
+from plugins.storage.ledger.rows import AGENT, BROKER, NOBODY, PROJECT
 from plugins.storage.schema import agents, projects, runtime_brokers
-from plugins.storage.sqlite.homes import HOMES, Home
-from plugins.storage.sqlite.pages import beyond, edge
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import AGENT, BROKER, PROJECT
 
 _c = agents.c
 _live = _c.deleted_at.is_(None)
@@ -128,7 +128,7 @@ def _named(given: dict[str, str]) -> dict[str, str]:
 # -- written ------------------------------------------------------------------------------------------------
 
 _INSERT = Query[Any](
-    sqlite.insert(agents)
+    postgresql.insert(agents)
     .values({_c[name].name: param(_c[name].name) for name in _COLUMNS})
     .on_conflict_do_nothing(index_elements=[_c.id])
 )
@@ -152,7 +152,7 @@ _CHANGE = Query(
         message=param("said"),
         started_at=param("since"),
         deleted_at=param("gone_at"),
-        updated=param("now"),
+        updated=NOW,
         state_version=_c.state_version + 1,
     )
     .where(_c.id == param("which"), _c.state_version == param("version"))
@@ -176,7 +176,7 @@ def change_agent(tx: Tx, agent_id: str, change: AgentChange | None) -> Agent | N
         return None
     phase = change.phase or agent.phase
     starts = phase is Phase.RUNNING and (agent.phase is not Phase.RUNNING or change.run_id not in (None, agent.run_id))
-    return tx.one(
+    changed = tx.one(
         _CHANGE,
         which=agent_id,
         version=agent.state_version,
@@ -190,6 +190,9 @@ def change_agent(tx: Tx, agent_id: str, change: AgentChange | None) -> Agent | N
         since=tx.now if starts else agent.started_at,
         gone_at=(agent.deleted_at or tx.now) if change.removal == "soft" else agent.deleted_at,
     )
+    if changed is None:
+        raise Overtaken
+    return changed
 
 
 def _activity(agent: Agent, change: AgentChange, phase: Phase, starts: bool) -> str | None:
@@ -206,7 +209,7 @@ _EDIT = Query(
     .values(
         {
             **{name: sa.func.coalesce(param(f"to_{name}", _c[name].type), _c[name]) for name in _EDITED},
-            "updated": param("now"),
+            "updated": NOW,
             "state_version": _c.state_version + 1,
         }
     )
@@ -223,7 +226,7 @@ _EDIT = Query(
 def edit_agent(tx: Tx, edit: AgentEdit) -> Agent:
     """Raises: NotFound; VersionConflict when it was changed since it was read."""
     values = {f"to_{column}": getattr(edit, field) for column, field in _EDITED.items()}
-    which = edit.agent_id.lower() if is_uuid(edit.agent_id) else ""
+    which = edit.agent_id.lower() if is_uuid(edit.agent_id) else NOBODY
     edited = tx.one(_EDIT, which=which, version=edit.state_version, **values)
     if edited is not None:
         return edited

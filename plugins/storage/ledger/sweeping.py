@@ -8,14 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import BrokerOffline, BrokerTimeout, Changed, Failure, Intent, NodeId, State, Transition
-from plugins.storage.schema import runtime_brokers
-from plugins.storage.sqlite.claims import brokers_waiting
-from plugins.storage.sqlite.endings import finish_pending, poison
-from plugins.storage.sqlite.history import step
-from plugins.storage.sqlite.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
-from plugins.storage.sqlite.lookups import find_intents
-from plugins.storage.sqlite.query import Query, Tx, listed, param
-from plugins.storage.sqlite.rows import held, last_held
+from plugins.storage.ledger.claims import brokers_waiting
+from plugins.storage.ledger.endings import finish_pending, poison
+from plugins.storage.ledger.history import step
+from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
+from plugins.storage.ledger.lookups import find_intents
+from plugins.storage.ledger.query import NOW, Query, Tx, among, param
+from plugins.storage.ledger.rows import held, last_held
+from plugins.storage.schema import Instant, runtime_brokers
 
 POISON_AT = 3
 """Processes of a broker that died with an intent in flight, after which it is not sent again."""
@@ -101,6 +101,8 @@ _ORPHANS = [_orphans(home) for home in HOMES]
 
 def redrive(tx: Tx, node_id: NodeId, limit: int) -> Changed:
     moves = Moves()
+    if not tx.elect("redrive"):
+        return moves.changed()
     found: list[Intent] = []
     for query in _ORPHANS:
         if len(found) < limit:
@@ -122,7 +124,7 @@ def expire(tx: Tx, ids: Sequence[str], failure: Failure, node_id: NodeId) -> Cha
 def _overdue(home: Home) -> Query[Intent]:
     return Query(
         home.select()
-        .where(home.unfinished(), home.c.deadline_at <= param("now"), home.state == State.PENDING)
+        .where(home.unfinished(), home.c.deadline_at <= NOW, home.state == State.PENDING)
         .order_by(home.c.deadline_at)
         .limit(param("take")),
         home.shape.read,
@@ -134,6 +136,8 @@ _OVERDUE = [_overdue(home) for home in HOMES]
 
 def expire_due(tx: Tx, node_id: NodeId, limit: int) -> Changed:
     """`pending` past the deadline: of one that never was claimed it is known that it did not happen."""
+    if not tx.elect("expire_due"):
+        return Changed()
     found: list[Intent] = []
     for query in _OVERDUE:
         if len(found) < limit:
@@ -152,7 +156,7 @@ _UNHELD = Query(
         CONTROL.c.attempts == 0,
         sa.not_(CONTROL.c.hold),
         sa.func.coalesce(held, sa.false()) == sa.false(),
-        sa.func.coalesce(last_held, 0) <= param("gone_since"),
+        sa.or_(last_held.is_(None), last_held <= param("gone_since", Instant())),
     )
     .limit(param("take")),
     CONTROL.shape.read,
@@ -161,6 +165,8 @@ _UNHELD = Query(
 
 def expire_unheld(tx: Tx, node_id: NodeId, grace: float, limit: int) -> Changed:
     """Nobody waits a whole window for a broker that is gone: it never was claimed, so it did not happen."""
+    if not tx.elect("expire_unheld"):
+        return Changed()
     found = tx.all(_UNHELD, gone_since=tx.now - int(grace * 1_000_000), take=limit)
     return _expire_all(tx, found, BrokerOffline().as_failure(), "nobody_home", node_id)
 
@@ -200,9 +206,9 @@ def count_crash(tx: Tx, broker_id: str, epoch: int, node_id: str, moves: Moves) 
 def _stamp(home: Home) -> Query[Any]:
     return Query(
         sa.update(home.table)
-        .values(sent_at=param("now"))
+        .values(sent_at=NOW)
         .where(
-            home.c.id.in_(listed("ids")),
+            among(home.c.id, "ids"),
             home.unfinished(),
             home.c.claimed_epoch == param("epoch"),
             home.c.sent_at.is_(None),

@@ -7,11 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import Agent, AgentId, Report, ReportOutcome, applied, is_uuid
+from plugins.storage.ledger.agents import agent_by_id
+from plugins.storage.ledger.homes import HOMES, Home
+from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, first, param
+from plugins.storage.ledger.rows import AGENT
 from plugins.storage.schema import agents
-from plugins.storage.sqlite.agents import agent_by_id
-from plugins.storage.sqlite.homes import HOMES, Home
-from plugins.storage.sqlite.query import Query, Tx, first, param
-from plugins.storage.sqlite.rows import AGENT
 
 SEEN_EVERY = 10 * 1_000_000
 """Microseconds in which reports that change nothing stamp `last_seen` once: a heartbeat costs no write each time."""
@@ -26,15 +26,15 @@ _APPLY = Query(
         phase=param("to_phase"),
         activity=param("to_activity"),
         detail=param("to_detail"),
-        last_seen=param("now"),
-        updated=param("now"),
+        last_seen=NOW,
+        updated=NOW,
         state_version=_c.state_version + 1,
     )
     .where(_c.id == param("which"), _c.state_version == param("version"))
     .returning(*AGENT.columns),
     AGENT.read,
 )
-_SEEN = Query[Any](sa.update(agents).values(last_seen=param("now")).where(_c.id == param("which")))
+_SEEN = Query[Any](sa.update(agents).values(last_seen=NOW).where(_c.id == param("which")))
 
 
 def report(tx: Tx, said: Report) -> ReportOutcome:
@@ -56,6 +56,8 @@ def report(tx: Tx, said: Report) -> ReportOutcome:
         to_activity=changed.activity,
         to_detail=changed.detail,
     )
+    if after is None:
+        raise Overtaken
     return ReportOutcome(agent=after, changed=True, run_unknown=run_unknown)
 
 

@@ -1,0 +1,1 @@
+"""Every transaction of the storage contract, written once for both databases."""
