@@ -1,10 +1,14 @@
-"""What every test runs under: one event loop, and a last line that counts."""
+"""What every test runs under: one event loop, a real PostgreSQL for who asks, and a last line that counts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+from tests.harness.postgres import every_postgres, every_postgres_dsn, postgres, postgres_dsn, postgres_servers
+
+__all__ = ["every_postgres", "every_postgres_dsn", "postgres", "postgres_dsn", "postgres_servers"]
 
 
 @pytest.fixture(scope="session")
