@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kernel.project import *
     from kernel.route import *
     from kernel.session import *
+    from kernel.signals import *
     from kernel.storage import *
     from kernel.tokens import AGENT_AUDIENCE as AGENT_AUDIENCE
     from kernel.tokens import AGENT_ISSUER as AGENT_ISSUER
@@ -67,6 +68,7 @@ _NAMES = {
         "hold_applies local_applies refuse_applies standard"
     ),
     "session": "Decision Principal PrincipalKind Request Resource",
+    "signals": "BusState Mailbox Signal SignalKind Signals",
     "storage": (
         "AgentEdit AgentFilter AgentView Agents BrokerEdit BrokerJoin BrokerRegistration Brokers Cancelled "
         "Changed ClaimRequest Claims End IdempotencyKey IntentFilter Intents Keyset LaneView NewIntent Nodes "

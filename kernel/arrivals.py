@@ -9,7 +9,7 @@ from kernel.link import Link
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.reports import Reports
-from kernel.signals import Kind, Signal, Signals
+from kernel.signals import Signal, SignalKind, Signals
 from kernel.storage import Changed, Released, SessionClaimed
 from kernel.waiters import Waiters
 
@@ -38,7 +38,7 @@ class Arrivals:
         self._moved(claimed.redriven)
         former = claimed.former
         if former and former.node_id != link.session.node_id:
-            self._signals.signal(NodeId(former.node_id), Signal(kind=Kind.MOVED, broker_id=link.session.broker_id))
+            self._signals.signal(NodeId(former.node_id), Signal(kind=SignalKind.MOVED, broker_id=link.session.broker_id))
         self._drain.start(link)
 
     def left(self, link: Link, released: Released) -> None:

@@ -24,7 +24,7 @@ from kernel.plan import Planner
 from kernel.pulse import Pulse
 from kernel.route import Route, RouteRequest
 from kernel.routing import Routing
-from kernel.signals import BusState, Kind, Signal, Signals
+from kernel.signals import BusState, Signal, SignalKind, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
 from kernel.tunnel import Outcome
 from kernel.waiters import Waiter, Waiters
@@ -115,7 +115,7 @@ class Dispatcher:
             return await self._answers.found(recorded.repeated.intent_id)
         started = self._clock.monotonic()
         self._signals.signal(
-            self._owner(decided.request), Signal(kind=Kind.WORK, broker_id=plan.broker_id, ids=(plan.id,))
+            self._owner(decided.request), Signal(kind=SignalKind.WORK, broker_id=plan.broker_id, ids=(plan.id,))
         )
         self._observer.stage("signal", self._clock.monotonic() - started)
         return recorded.intents[0]
@@ -164,11 +164,11 @@ class Dispatcher:
 
     def wake(self, broker_id: str) -> None:
         """Something of this broker may be claimable now, on whichever node holds it."""
-        self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=broker_id))
+        self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=broker_id))
 
     def _kick(self, intent: Intent) -> None:
         """Nobody took it yet: signal again, to all, since its owner may have changed."""
-        self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id, ids=(intent.id,)))
+        self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=intent.broker_id, ids=(intent.id,)))
 
     # -- the second line: deliver ----------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Dispatcher:
 
     def _stop(self, intent: Intent) -> None:
         if not self.stop_here(intent.id) and intent.claimed_by:
-            self._signals.signal(NodeId(intent.claimed_by), Signal(kind=Kind.CANCEL, ids=(intent.id,)))
+            self._signals.signal(NodeId(intent.claimed_by), Signal(kind=SignalKind.CANCEL, ids=(intent.id,)))
 
     def stop_here(self, intent_id: str) -> bool:
         """Stop what is in this node's hands: unsent, its turn ends it; sent, the broker is asked. False: not here."""

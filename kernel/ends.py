@@ -16,7 +16,7 @@ from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
 from kernel.node import NodeId
 from kernel.observe import Observer
-from kernel.signals import Kind, Signal, Signals
+from kernel.signals import Signal, SignalKind, Signals
 from kernel.storage import End, PutBack, Recording, Settled, Storage
 from kernel.tunnel import Outcome
 from kernel.waiters import Waiters
@@ -119,7 +119,7 @@ class Ends:
         intent, work.agent = settled.intent, settled.agent
         if not settled.accepted:
             self.late += 1
-            self._signals.signal(self._node_id, Signal(kind=Kind.ENDED, ids=(work.intent.id,)))
+            self._signals.signal(self._node_id, Signal(kind=SignalKind.ENDED, ids=(work.intent.id,)))
         elif intent and intent.state.ended:
             self._waiters.ended(intent, settled.agent)
             self._tell_entry(intent)
@@ -131,14 +131,14 @@ class Ends:
     def _tell_entry(self, intent: Intent) -> None:
         """Wake the hub whose caller waits, if it is another."""
         if intent.node_id != self._node_id:
-            self._signals.signal(NodeId(intent.node_id), Signal(kind=Kind.ENDED, ids=(intent.id,)))
+            self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
 
     async def _wake_in(self, seconds: float, broker_id: str) -> None:
         await anyio.sleep(seconds)
         self._wake(broker_id)
 
     def _wake(self, broker_id: str) -> None:
-        self._signals.signal(self._node_id, Signal(kind=Kind.WORK, broker_id=broker_id))
+        self._signals.signal(self._node_id, Signal(kind=SignalKind.WORK, broker_id=broker_id))
 
 
 def _end(work: Work, outcome: Outcome) -> End:

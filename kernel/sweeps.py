@@ -15,7 +15,7 @@ from kernel.errors import StorageUnavailable
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.pulse import Pulse
-from kernel.signals import Kind, Signal, Signals
+from kernel.signals import Signal, SignalKind, Signals
 from kernel.storage import Changed, Storage, Unfinished
 from kernel.waiters import Waiters
 
@@ -142,4 +142,4 @@ class Sweeps:
         for intent in changed.intents:
             if intent.state.ended:
                 self._waiters.ended(intent)
-            self._signals.signal(None, Signal(kind=Kind.WORK, broker_id=intent.broker_id))
+            self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=intent.broker_id))

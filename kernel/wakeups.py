@@ -14,7 +14,7 @@ from kernel.drain import Drain
 from kernel.errors import StorageUnavailable
 from kernel.links import Links
 from kernel.node import NodeId
-from kernel.signals import BusState, Kind, Signal, Signals
+from kernel.signals import BusState, Signal, SignalKind, Signals
 from kernel.storage import Storage
 from kernel.waiters import Waiters
 
@@ -68,17 +68,17 @@ class Wakeups:
 
     async def _heed(self, signal: Signal) -> None:
         match signal.kind:
-            case Kind.WORK:
+            case SignalKind.WORK:
                 self._drain.wake(signal.broker_id)
-            case Kind.ENDED:
+            case SignalKind.ENDED:
                 await self._waiters.read(signal.ids)
-            case Kind.PROGRESS:
+            case SignalKind.PROGRESS:
                 for intent_id in signal.ids:
                     self._waiters.progress(intent_id)
-            case Kind.CANCEL:
+            case SignalKind.CANCEL:
                 for intent_id in signal.ids:
                     self._dispatcher.stop_here(intent_id)
-            case Kind.MOVED:
+            case SignalKind.MOVED:
                 await self._links.renew_once()
 
     async def poll(self) -> None:
