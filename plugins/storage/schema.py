@@ -6,7 +6,6 @@ processors. Principal columns (who made or owns something) have no foreign key: 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -17,7 +16,6 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 SEQUENCE = "dispatch_seq"
 """What numbers intents of both tables on PostgreSQL; on SQLite a row of `counters`."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # -- types --------------------------------------------------------------------------------------------------
 
@@ -33,7 +31,7 @@ class Id(TypeDecorator[str]):
 
 
 class Instant(TypeDecorator[int]):
-    """Microseconds since the Unix epoch, UTC."""
+    """Microseconds since the Unix epoch, UTC. The connections to PostgreSQL speak it in integers too."""
 
     impl = sa.Integer
     cache_ok = True
@@ -41,15 +39,11 @@ class Instant(TypeDecorator[int]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return sa.DateTime(timezone=True) if dialect.name == "postgresql" else sa.Integer()
 
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name != "postgresql":
-            return value
-        return EPOCH + timedelta(microseconds=value)
+    def bind_processor(self, dialect: Dialect) -> None:
+        return None
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
-        if value is None or dialect.name != "postgresql":
-            return value  # type: ignore[no-any-return]
-        return int((value - EPOCH) / timedelta(microseconds=1))
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        return None
 
 
 class Json(TypeDecorator[Any]):
@@ -168,9 +162,20 @@ metadata = sa.MetaData(
 )
 
 
-def _table(name: str, *parts: Any, rowid: bool = True) -> sa.Table:
-    """`rowid` False: a narrow table that is one tree by its key on SQLite."""
-    return sa.Table(name, metadata, *parts, sqlite_strict=True, sqlite_with_rowid=rowid)
+ROOM = {"fillfactor": 70}
+"""For PostgreSQL: rows that change often find place for their next version on their own page."""
+
+
+def _table(name: str, *parts: Any, rowid: bool = True, busy: bool = False, only: str | None = None) -> sa.Table:
+    """`rowid` False: a narrow table that is one tree by its key on SQLite. `busy`: its rows change again and again.
+    `only`: the one dialect that has it."""
+    room = {"postgresql_with": ROOM} if busy else {}
+    return sa.Table(
+        name, metadata, *parts, sqlite_strict=True, sqlite_with_rowid=rowid, info={"only": only} if only else {}, **room
+    )
+
+
+sa.Sequence(SEQUENCE, metadata=metadata)
 
 
 # -- hubs, people, projects ---------------------------------------------------------------------------------
@@ -183,6 +188,7 @@ hub_nodes = _table(
     _must("version", Text),
     _must("draining", Flag, default=NO),
     _may("lost_at", Instant),
+    busy=True,
 )
 
 users = _table(
@@ -276,6 +282,7 @@ runtime_brokers = _table(
     _must("updated", Instant),
     _may("deleted_at", Instant),
     sa.Index(None, "created", "id"),
+    busy=True,
 )
 _LIVE_BROKER = runtime_brokers.c.deleted_at.is_(None)
 for _column in (runtime_brokers.c.name, runtime_brokers.c.slug):
@@ -380,6 +387,7 @@ agents = _table(
     sa.Index(None, "created", "id"),
     sa.Index(None, "project_id", "created", "id"),
     sa.Index(None, "runtime_broker_id", "created", "id"),
+    busy=True,
 )
 _LIVE_AGENT = agents.c.deleted_at.is_(None)
 _DELETED_AGENT = agents.c.deleted_at.is_not(None)
@@ -412,6 +420,7 @@ broker_dispatch = _table(
     sa.Index(None, "agent_id", "created_at", "id"),
     sa.Index(None, "broker_id", "created_at", "id"),
     sa.Index(None, "project_id", "created_at", "id"),
+    busy=True,
 )
 
 # A message to a user is no intent: its `seq` is NULL, and its `ended_at` is set from the start, since nothing is left
@@ -441,6 +450,7 @@ messages = _table(
     sa.UniqueConstraint("seq"),
     sa.Index(None, "recipient_id", "created", "id"),
     sa.Index(None, "project_id", "created", "id"),
+    busy=True,
 )
 
 # How unfinished rows are found without wading through history: by partial indexes. `ended_at` changes once, so a
@@ -502,5 +512,6 @@ counters = _table(
     _key("name", Text),
     _must("value", Count),
     rowid=False,
+    only="sqlite",
 )
 """The row `seq` numbers intents of both tables. PostgreSQL has a sequence in its place."""

@@ -60,5 +60,15 @@ def upgrade(connection: sa.Connection) -> None:
 
 def drift(connection: sa.Connection) -> list[Any]:
     """How the database differs from `plugins.storage.schema`; empty when it does not."""
-    options = {"compare_type": True, "compare_server_default": True, "target_metadata": metadata}
+    dialect = connection.dialect.name
+
+    def ours(thing: Any, *_: object) -> bool:
+        return bool(thing.info.get("only", dialect) == dialect)
+
+    options = {
+        "compare_type": True,
+        "compare_server_default": True,
+        "target_metadata": metadata,
+        "include_object": ours,
+    }
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))

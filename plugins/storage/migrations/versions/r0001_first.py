@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("seq", name=op.f("uq_broker_dispatch_seq")),
         sqlite_strict=True,
         sqlite_with_rowid=True,
+        postgresql_with={"fillfactor": 70},
     )
     op.create_index(
         op.f("ix_broker_dispatch_agent_id_created_at_id"),
@@ -105,14 +106,17 @@ def upgrade() -> None:
         sqlite_where=sa.text("ended_at IS NULL"),
         postgresql_where=sa.text("ended_at IS NULL"),
     )
-    op.create_table(
-        "counters",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", Count(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
-        sqlite_strict=True,
-        sqlite_with_rowid=False,
-    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.create_table(
+            "counters",
+            sa.Column("name", sa.Text(), nullable=False),
+            sa.Column("value", Count(), nullable=False),
+            sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
+            sqlite_strict=True,
+            sqlite_with_rowid=False,
+        )
+    else:
+        op.execute(sa.schema.CreateSequence(sa.Sequence("dispatch_seq")))
     op.create_table(
         "hub_nodes",
         sa.Column("id", Id(), nullable=False),
@@ -124,6 +128,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hub_nodes")),
         sqlite_strict=True,
         sqlite_with_rowid=True,
+        postgresql_with={"fillfactor": 70},
     )
     op.create_table(
         "idempotency_keys",
@@ -190,6 +195,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("seq", name=op.f("uq_messages_seq")),
         sqlite_strict=True,
         sqlite_with_rowid=True,
+        postgresql_with={"fillfactor": 70},
     )
     op.create_index(
         "ix_messages_broker_id_intents",
@@ -326,6 +332,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runtime_brokers")),
         sqlite_strict=True,
         sqlite_with_rowid=True,
+        postgresql_with={"fillfactor": 70},
     )
     op.create_index(op.f("ix_runtime_brokers_created_id"), "runtime_brokers", ["created", "id"], unique=False)
     op.create_index(
@@ -440,6 +447,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_agents")),
         sqlite_strict=True,
         sqlite_with_rowid=True,
+        postgresql_with={"fillfactor": 70},
     )
     op.create_index(op.f("ix_agents_created_id"), "agents", ["created", "id"], unique=False)
     op.create_index(
