@@ -243,12 +243,11 @@ class Dispatcher:
         return recorded.intents[0]
 
     async def hand_back(self) -> None:
-        """The hub stops: LOCAL calls in flight get their row, and their callers are told to follow it."""
+        """The hub stops: LOCAL calls in flight get their row, which ends them wherever their broker goes."""
         self.draining = True
         async with anyio.create_task_group() as tasks:
             for work in self.lanes.unrecorded():
                 tasks.start_soon(self._write_down, work)
-        self._waiters.send_away()
 
     async def _write_down(self, work: Work) -> None:
         """All at once: a database that is away costs the stop one deadline, not one for each."""

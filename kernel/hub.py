@@ -29,6 +29,7 @@ from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
 from kernel.ends import Ends
 from kernel.errors import PointsmanError, StorageUnavailable
+from kernel.handover import Handover
 from kernel.host import Gauges
 from kernel.keyring import Keyring, session_secret
 from kernel.links import Links
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 FIRST_LINK = 10.0
 """Seconds for which the hub waits for its own broker before it says that it is ready."""
+CTRL_C = 5.0
+"""Seconds that a hand-over takes at most when somebody pressed Ctrl-C."""
 Companion = Callable[[Ready], Coroutine[Any, Any, None]]
 """A program that lives in the hub's process while it serves, and is stopped first (`serve --with-broker`)."""
 
@@ -178,6 +181,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     waiters: Waiters
     wakeups: Wakeups
     readiness: Readiness
+    handover: Handover
 
 
 def _build(hub: Hub) -> Parts:
@@ -197,13 +201,15 @@ def _build(hub: Hub) -> Parts:
         signals=hub.signals,
         waiters=waiters,
     )
+    readiness = Readiness(storage=storage, pulse=hub.pulse, signals=hub.signals)
     return Parts(
         dispatcher=dispatcher,
         drain=drain,
         reports=reports,
         waiters=waiters,
         wakeups=_wakeups(hub, drain, waiters),
-        readiness=Readiness(storage=storage, pulse=hub.pulse, signals=hub.signals),
+        readiness=readiness,
+        handover=_handover(hub, waiters, readiness),
     )
 
 
@@ -313,6 +319,18 @@ def _wakeups(hub: Hub, drain: Drain, waiters: Waiters) -> Wakeups:
     )
 
 
+def _handover(hub: Hub, waiters: Waiters, readiness: Readiness) -> Handover:
+    return Handover(
+        storage=hub.storage,
+        links=hub.links,
+        dispatcher=hub.dispatcher,
+        waiters=waiters,
+        readiness=readiness,
+        pulse=hub.pulse,
+        clock=hub.clock,
+    )
+
+
 def _tell_of_conflict(hub: Hub, broker: Broker) -> None:
     hub.tasks.start_soon(_tell_conflict, hub, broker)
 
@@ -403,7 +421,7 @@ async def _live(
             parts.wakeups.poll,
         ):
             tasks.start_soon(task)
-        tasks.start_soon(hub.pulse.run, lambda: _forgotten(hub))
+        hub.tasks.start_soon(hub.pulse.run, lambda: _forgotten(hub))  # it beats until its row is removed
         ready = Ready(url=hub.url, token=hub.loaded.local_token(), node_id=hub.node_id, pid=os.getpid())
         async with anyio.create_task_group() as guests:
             if companion:
@@ -412,31 +430,25 @@ async def _live(
                     await hub.links.any()
             with ready_file(ready_path, ready):
                 told(ready)
-                await _until_told_to_stop()
-                parts.readiness.draining = hub.pulse.draining = True
+                number = await _until_told_to_stop()
+                parts.handover.begin()
             guests.cancel_scope.cancel()
-        await _hand_back(hub, parts)
+        await parts.handover.run(_limit(hub, number))
         tasks.cancel_scope.cancel()
 
 
-async def _until_told_to_stop() -> None:
+async def _until_told_to_stop() -> signals_of_the_system.Signals:
     with anyio.open_signal_receiver(signals_of_the_system.SIGTERM, signals_of_the_system.SIGINT) as received:
         async for number in received:
             log.info("stopping on %s", number.name)
-            return
+            return number
+    raise AssertionError("signals end only with the hub")
 
 
-async def _hand_back(hub: Hub, parts: Parts) -> None:
-    """Not ready, no new sockets; LOCAL calls are recorded; links close, and what was in flight is pending again.
-    A broker without `dedupe` is sent nothing new, and its answers are waited for."""
-    hub.links.draining = True
-    await parts.dispatcher.hand_back()
-    hub.links.quieten()
-    with anyio.move_on_after(hub.settings.node.drain):
-        await hub.links.answered()
-    hub.links.hang_up_all(wire.Close.DRAINING, "draining")
-    with anyio.move_on_after(5.0):
-        await hub.links.empty()
+def _limit(hub: Hub, number: signals_of_the_system.Signals) -> float:
+    """Seconds for the hand-over: who sits at a terminal waits less."""
+    drain = hub.settings.node.drain
+    return min(drain, CTRL_C) if number is signals_of_the_system.SIGINT else drain
 
 
 async def _forgotten(hub: Hub) -> None:

@@ -155,6 +155,8 @@ class Link:
         """Nothing new is sent: somebody put the broker on pause."""
         self.quiet = False
         """Nothing new is sent: the hub stops."""
+        self.advised = False
+        """The broker was told to dial another hub."""
         self._secret = secret
         self._settings = settings
         self._clock = clock
@@ -176,9 +178,9 @@ class Link:
         return self._open and self.closing is None and not self.quiet
 
     @property
-    def answered(self) -> bool:
-        """Nothing is in flight."""
-        return not self._exchanges
+    def settled(self) -> bool:
+        """Nothing is in flight, and nothing's end is still to be written."""
+        return not self._exchanges and not self.in_hand
 
     @property
     def frame_limit(self) -> int:
@@ -246,6 +248,11 @@ class Link:
         for exchange in list(self._exchanges.values()):
             if exchange.intent_id == intent_id and self._open:
                 self._put(wire.encode(wire.Cancel(request_id=exchange.request_id, dispatch_id=intent_id)), None)
+
+    def advise(self, after: float, deadline: float) -> None:
+        """Ask the broker to dial another hub `after` seconds; in `deadline` seconds this socket is closed anyway."""
+        self.advised = True
+        self._put(wire.encode(wire.Reconnect(after_ms=int(after * 1000), deadline_ms=int(deadline * 1000))), None)
 
     def sent(self) -> list[IntentId]:
         """The intents whose frame has left and whose answer has not come."""

@@ -46,6 +46,23 @@ class Turns:
         return len(recent) > ALTERNATIONS_A_MINUTE + 1 and len(set(recent)) < len(recent)
 
 
+class Pace:
+    """How many sessions this node took within one second, at its best: it can take as many at least."""
+
+    __slots__ = ("_count", "_second", "best")
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+        self.best = 0
+
+    def note(self, now: float) -> None:
+        """A session was claimed."""
+        self._count = self._count + 1 if int(now) == self._second else 1
+        self._second = int(now)
+        self.best = max(self.best, self._count)
+
+
 class Events:
     """What a broker tells, applied one event at a time in the order of arrival; a task only while some wait."""
 
@@ -103,6 +120,7 @@ class Links:
         """Of sockets that are gone."""
         self.listener: Listener
         self.draining = False
+        self.pace = Pace()
 
     def __len__(self) -> int:
         return len(self._links)
@@ -179,6 +197,9 @@ class Links:
         await _close(socket, code, reason)
 
     async def _claim(self, socket: Socket, broker_id: str, secret: bytes, connect: wire.Connect) -> Link | None:
+        if self.draining:  # since its upgrade
+            await self._refuse(socket, wire.Close.DRAINING, "draining")
+            return None
         claim = SessionClaim(
             broker_id=BrokerId(broker_id),
             node_id=self._node_id,
@@ -215,6 +236,7 @@ class Links:
         """The newest socket wins: the one that this node had before is closed."""
         broker_id = link.session.broker_id
         now = self._clock.monotonic()
+        self.pace.note(now)
         self._claims[broker_id] = [*self._claims.get(broker_id, ())[-63:], now]
         twins = self._turns.setdefault(broker_id, Turns()).claim(now, link.broker.instance)
         if twins:
@@ -283,9 +305,11 @@ class Links:
             except StorageUnavailable:
                 log.warning("sessions not renewed: the database does not answer")
 
-    async def renew_once(self) -> None:
+    async def renew_once(self, broker_id: str = "") -> None:
+        """All of them, or the one of a broker that is said to have moved."""
         now = self._clock.monotonic()
-        heard = [link for link in self._links.values() if now - link.socket.heard_at() < self._settings.dead_after]
+        links = [link for link in self._links.values() if broker_id in ("", link.session.broker_id)]
+        heard = [link for link in links if now - link.socket.heard_at() < self._settings.dead_after]
         if not heard:
             return
         lost = set(await self._storage.renew([link.session for link in heard]))
@@ -308,19 +332,6 @@ class Links:
         link = self._links.get(broker_id)
         if link:
             link.paused = paused
-
-    def quieten(self) -> None:
-        """The hub stops. What a broker with `dedupe` has in flight is driven again elsewhere, so its socket closes at
-        once; another one gets nothing new, and its answers are waited for."""
-        for link in self.all():
-            if link.can(wire.DEDUPE):
-                link.hang_up(wire.Close.DRAINING, "draining")
-            else:
-                link.quiet = True
-
-    async def answered(self) -> None:
-        while any(link.quiet and not link.answered for link in self.all()):
-            await anyio.sleep(POLL)
 
     async def any(self) -> None:
         """Wait for the first link."""

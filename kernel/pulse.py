@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import anyio
+import msgspec
 
 from kernel.clock import Clock
 from kernel.errors import StorageUnavailable
@@ -15,21 +16,37 @@ from kernel.storage import Nodes
 log = logging.getLogger(__name__)
 
 
+def never() -> float:
+    """Of connections that never broke."""
+    return float("-inf")
+
+
 class Pulse:
-    """A node is alive as long as it beats. One whose own beats had a gap judges nobody for a while
-    (design/dispatch.md section 4): an outage of the database costs no broker its socket."""
+    """A node is alive as long as it beats. One whose own beats had a gap, or whose connections to the database broke,
+    judges nobody for a while (design/dispatch.md section 4): an outage of the database costs no broker its socket."""
 
     def __init__(
-        self, storage: Nodes, node: Node, clock: Clock, *, every: float, lost_after: float, grace: float
+        self,
+        storage: Nodes,
+        node: Node,
+        clock: Clock,
+        *,
+        every: float,
+        lost_after: float,
+        grace: float,
+        broken_at: Callable[[], float] = never,
     ) -> None:
+        """`broken_at` tells the monotonic time at which a connection to the database last broke."""
         self._storage = storage
         self._node = node
         self._clock = clock
         self._every = every
         self._lost_after = lost_after
         self._grace = grace
+        self._broken_at = broken_at
         self._beat_at: float | None = None
         self._gap_ended_at = float("-inf")
+        self._beating = anyio.CancelScope()
         self.draining = False
 
     @property
@@ -43,20 +60,27 @@ class Pulse:
 
     @property
     def may_judge(self) -> bool:
-        return self.steady and self._clock.monotonic() - self._gap_ended_at >= self._grace
+        """Whether it may call others lost, and end what nobody took."""
+        shaken = max(self._gap_ended_at, self._broken_at())
+        return self.steady and self._clock.monotonic() - shaken >= self._grace
 
     async def start(self) -> None:
-        await self._storage.join_node(self._node)
+        await self._storage.join_node(msgspec.structs.replace(self._node, draining=self.draining))
         self._beat_at = self._clock.monotonic()
 
     async def run(self, forgotten: Callable[[], Awaitable[None]]) -> None:
-        """Beat until cancelled. `forgotten` is awaited when the row is gone: others judged this node lost."""
-        while True:
-            await anyio.sleep(self._every)
-            try:
-                await self._beat(forgotten)
-            except StorageUnavailable:
-                log.warning("beat not written: the database does not answer")
+        """Beat until stopped. `forgotten` is awaited when the row is gone: others judged this node lost."""
+        with self._beating:
+            while True:
+                await anyio.sleep(self._every)
+                await self._try_beat(forgotten)
+
+    async def _try_beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await self._beat(forgotten)
+        except StorageUnavailable:
+            self._gap_ended_at = self._clock.monotonic()
+            log.warning("beat not written: the database does not answer")
 
     async def _beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
         known = await self._storage.beat(self.node_id, self.draining)
@@ -77,5 +101,15 @@ class Pulse:
         await forgotten()
         await self.start()
 
+    async def drain(self) -> None:
+        """Tell the others at once that this node takes nothing more."""
+        self.draining = True
+        try:
+            await self._storage.beat(self.node_id, draining=True)
+        except StorageUnavailable:
+            log.warning("the others are not told yet that this node drains: the database does not answer")
+
     async def stop(self) -> None:
+        """The last thing that a node does: no beat follows, and its row is gone."""
+        self._beating.cancel()
         await self._storage.remove_node(self.node_id)

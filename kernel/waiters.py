@@ -14,6 +14,9 @@ from kernel.errors import PointsmanError, StorageUnavailable
 from kernel.intent import Intent, IntentId
 from kernel.storage import Intents
 
+LOOK = 0.05
+"""Seconds between two looks at whether anybody still waits, at a stop."""
+
 
 class Unended(Enum):
     """Why a wait came back without an end."""
@@ -144,6 +147,11 @@ class Waiters:
             for waiter in waiters:
                 waiter.sent_away = True
                 waiter.end(Unended.WAIT_OVER)
+
+    async def nobody(self) -> None:
+        """Until nobody waits here any more."""
+        while self._waiting:
+            await anyio.sleep(LOOK)
 
     def progress(self, intent_id: str) -> None:
         for waiter in self._waiting.get(IntentId(intent_id), ()):

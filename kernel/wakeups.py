@@ -79,7 +79,7 @@ class Wakeups:
                 for intent_id in signal.ids:
                     self._dispatcher.stop_here(intent_id)
             case SignalKind.MOVED:
-                await self._links.renew_once()
+                await self._links.renew_once(signal.broker_id)
 
     async def poll(self) -> None:
         """One query for all brokers of this node, one for all who wait."""
