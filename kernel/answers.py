@@ -54,6 +54,7 @@ class Answers:
         settings: WaitSettings,
         kick: Callable[[Intent], None],
         stop: Callable[[Intent], None],
+        may_judge: Callable[[], bool],
     ) -> None:
         self._storage = storage
         self._waiters = waiters
@@ -65,6 +66,7 @@ class Answers:
         self._settings = settings
         self._kick = kick
         self._stop = stop
+        self._may_judge = may_judge
 
     async def of(self, intent: Intent, waiter: Waiter, wait: float | None) -> Answer:
         """Wait at most `wait` seconds (None: `dispatch.http_wait`).
@@ -147,14 +149,29 @@ class Answers:
         """Silence for a whole window, or the deadline: end it if nobody took it, else ask its owner to stop it."""
         await self._end_unsent(intent)
         await self._write_down(intent)
-        changed = await self._storage.expire([intent.id], BrokerTimeout().as_failure(), self._node_id)
-        self._observer.tell(changed.transitions)
-        found = changed.intents[0] if changed.intents else await self.found(intent.id)
+        found = await self._expired(intent)
         if found.state.ended:
             self._waiters.ended(found)
             return await self._told(found, None)
         self._stop(found)
         raise OutcomeUnknown()
+
+    async def may_end(self, intent: Intent) -> bool:
+        """Whether what looks untaken may be ended. After a gap of this node's own it may be in the hands of its
+        broker's owner, whose claim the database lost (design/dispatch.md section 4)."""
+        if self._may_judge():
+            return True
+        broker = await self._storage.find_broker(intent.broker_id)
+        return broker is None or broker.connected_hub_id is None
+
+    async def _expired(self, intent: Intent) -> Intent:
+        """Its row, ended if nobody took it; what may not be ended now a sweep ends later."""
+        if await self.may_end(intent):
+            changed = await self._storage.expire([intent.id], BrokerTimeout().as_failure(), self._node_id)
+            self._observer.tell(changed.transitions)
+            if changed.intents:
+                return changed.intents[0]
+        return await self.found(intent.id)
 
     async def _end_unsent(self, intent: Intent) -> None:
         """What still waits in this node's lanes ends at once, and its end tells that it was not sent."""

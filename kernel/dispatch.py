@@ -11,10 +11,12 @@ from kernel.agent import Phase
 from kernel.answers import Answers, WaitSettings
 from kernel.attempt import Attempts, unsent
 from kernel.call import Answer, Call
+from kernel.broker import Broker
 from kernel.clock import Clock
+from kernel.directs import Directs
 from kernel.ends import Ends
-from kernel.errors import Draining, InvalidState, NotFound, PointsmanError
-from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, lane_of
+from kernel.errors import Draining, InvalidState, NotFound, PointsmanError, Unavailable
+from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, State, lane_of
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
@@ -41,6 +43,7 @@ class Dispatcher:
         storage: Storage,
         signals: Signals,
         links: Links,
+        directs: Directs,
         waiters: Waiters,
         routing: Routing,
         planner: Planner,
@@ -55,6 +58,7 @@ class Dispatcher:
         self._storage = storage
         self._signals = signals
         self._links = links
+        self._directs = directs
         self._waiters = waiters
         self._routing = routing
         self._planner = planner
@@ -76,6 +80,7 @@ class Dispatcher:
             settings=settings,
             kick=self._kick,
             stop=self._stop,
+            may_judge=lambda: pulse.may_judge,
         )
 
     # -- the first line: accept ------------------------------------------------------------------------------------
@@ -109,6 +114,8 @@ class Dispatcher:
         link = self._links.of(plan.broker_id) if decided.advice.route is Route.LOCAL else None
         if link and self._needs_no_row(call, link):
             return self._go(call, plan, link)
+        if decided.advice.route is Route.DIRECT:
+            await self._reach(call, decided.request.broker)
         waiter.recorded = True
         recorded = await self._record(call, plan)
         if recorded.repeated and recorded.repeated.intent_id:
@@ -119,6 +126,14 @@ class Dispatcher:
         )
         self._observer.stage("signal", self._clock.monotonic() - started)
         return recorded.intents[0]
+
+    async def _reach(self, call: Call, broker: Broker) -> None:
+        """Claim the broker over HTTP. Who does not let the call wait is told before anything is stored when its
+        endpoint is silent; else it is stored whether the broker can be had now or later. Raises: BrokerOffline."""
+        if call.hold:
+            self._directs.want(broker)
+        else:
+            await self._directs.hold(broker)
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:
         """LOCAL without a write (design/dispatch.md section 6): nothing waits, no key, and this node is sure of
@@ -148,7 +163,7 @@ class Dispatcher:
                 key=call.key,
                 agent=call.new_agent,
                 provider=call.provider,
-                supersedes_starts=call.op in ENDS_RUN,
+                supersedes_starts=call.op in ENDS_RUN and self._pulse.may_judge,
             )
         )
         self._observer.stage("record", self._clock.monotonic() - started)
@@ -203,7 +218,11 @@ class Dispatcher:
     # -- cancel, requeue, stop -------------------------------------------------------------------------------------
 
     async def cancel(self, intent_id: IntentId) -> Cancelled:
-        """End it if it is pending; else ask whoever has it in hand to stop it. Raises: NotFound."""
+        """End it if it is pending; else ask whoever has it in hand to stop it. Raises: NotFound; Unavailable while what
+        looks pending may be in hand all the same."""
+        found = await self._answers.found(intent_id)
+        if found.state is State.PENDING and not await self._answers.may_end(found):
+            raise Unavailable("this hub lost sight of the database a moment ago: cancel it again", retry_after=5.0)
         cancelled = await self._storage.cancel(intent_id, self._pulse.node_id)
         self._observer.tell(cancelled.transitions)
         if cancelled.intent.state.ended:

@@ -21,3 +21,5 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     draining: bool = False
     lost_at: Instant | None = None
+    silent_for: float = 0.0
+    """Seconds since its last beat, by the database's clock when it was read."""

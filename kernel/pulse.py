@@ -47,6 +47,7 @@ class Pulse:
         self._beat_at: float | None = None
         self._gap_ended_at = float("-inf")
         self._beating = anyio.CancelScope()
+        self._told_to_drain = anyio.Event()
         self.draining = False
 
     @property
@@ -83,10 +84,12 @@ class Pulse:
             log.warning("beat not written: the database does not answer")
 
     async def _beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
-        known = await self._storage.beat(self.node_id, self.draining)
+        row = await self._storage.beat(self.node_id, self.draining)
         self._note_beat()
-        if not known:
+        if row is None:
             await self._rejoin(forgotten)
+        elif row.draining:
+            self._told_to_drain.set()
 
     def _note_beat(self) -> None:
         now = self._clock.monotonic()
@@ -100,6 +103,10 @@ class Pulse:
         self._beat_at = None
         await forgotten()
         await self.start()
+
+    async def told_to_drain(self) -> None:
+        """Until somebody asks this node to hand over what it holds (`pointsman node drain`), or it does so anyway."""
+        await self._told_to_drain.wait()
 
     async def drain(self) -> None:
         """Tell the others at once that this node takes nothing more."""

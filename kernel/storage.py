@@ -400,8 +400,14 @@ class Nodes(Protocol):
         their affinity and puts what they had in hand back to `pending`."""
         ...
 
-    async def beat(self, node_id: NodeId, draining: bool) -> bool:
-        """Beat; False when the row is gone or marked lost: this node must forget what it holds."""
+    async def beat(self, node_id: NodeId, draining: bool) -> Node | None:
+        """Beat; the row as it stands now, `draining` too when somebody asked for it. None when the row is gone or
+        marked lost: this node must forget what it holds."""
+        ...
+
+    async def drain_node(self, node_id: NodeId) -> Node | None:
+        """Ask a node to hand over what it holds: its next beat is told. None when no live node has this id. Nothing
+        takes it back: a node that drains goes on draining until it ends."""
         ...
 
     async def remove_node(self, node_id: NodeId) -> None: ...

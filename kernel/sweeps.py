@@ -130,11 +130,12 @@ class Sweeps:
             await anyio.sleep(0.05)
 
     async def _all(self, batch: Callable[[], Awaitable[Changed]]) -> None:
-        """Batch after batch until one is not full: what is due today is not left to the next sweep (P1)."""
+        """Batch after batch until one is not full: what is due today is not left to the next sweep (P1), unless this
+        node lost its right to judge meanwhile."""
         while True:
             changed = await batch()
             self._moved(changed)
-            if len(changed.intents) < BATCH:
+            if len(changed.intents) < BATCH or not self._pulse.may_judge:
                 return
 
     def _moved(self, changed: Changed) -> None:

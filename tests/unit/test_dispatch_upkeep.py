@@ -41,8 +41,8 @@ class Forgets:
         self.known = True
         return Changed()
 
-    async def beat(self, node_id: NodeId, draining: bool) -> bool:
-        return self.known
+    async def beat(self, node_id: NodeId, draining: bool) -> Node | None:
+        return NODE if self.known else None
 
 
 class Overdue:
@@ -50,6 +50,9 @@ class Overdue:
 
     def __init__(self, count: int) -> None:
         self.left = count
+
+    async def join_node(self, node: Node) -> Changed:
+        return Changed()
 
     async def redrive(self, node_id: NodeId, limit: int) -> Changed:
         return Changed()
@@ -108,6 +111,7 @@ async def nothing() -> None:
 async def test_a_sweep_ends_everything_that_is_overdue() -> None:
     storage: Any = Overdue(2 * BATCH + 3)
     pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=0)
+    await pulse.start()
     sweeps = Sweeps(
         storage=storage,
         observer=Observer(Silent(), Silent()),

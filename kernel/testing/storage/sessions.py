@@ -213,6 +213,19 @@ class SessionContract(StorageContract):
         assert not await world.storage.beat(world.node, draining=False)
         assert not (await world.read_broker()).online
 
+    async def test_a_beat_tells_a_node_that_it_is_to_drain_and_nothing_takes_it_back(self, world: World) -> None:
+        asked = await world.storage.drain_node(world.node)
+        assert (asked and asked.id, asked and asked.draining) == (world.node, True)
+        for _ in range(2):
+            told = await world.storage.beat(world.node, draining=False)
+            assert told and told.draining
+
+    async def test_a_node_that_is_gone_lost_or_no_node_cannot_be_asked_to_drain(self, world: World) -> None:
+        assert await world.storage.drain_node(NodeId(uuid())) is None
+        assert await world.storage.drain_node(NodeId("no id")) is None
+        await self._lost(world)
+        assert await world.storage.drain_node(world.node) is None
+
     async def _lost(self, world: World) -> Reaped:
         """The world's node was silent for longer than it may, and another judges it."""
         await anyio.sleep(2 * SILENCE)

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from kernel import Changed, Node, NodeId
+from kernel import Changed, Node, NodeId, is_uuid
 from plugins.storage.ledger.query import NOW, Query, Tx, first, param
 from plugins.storage.ledger.rows import NODE
 from plugins.storage.ledger.sweeping import Moves, hand_back, in_hand
@@ -25,9 +25,15 @@ _JOIN = Query[Any](
     )
 )  # fmt: skip
 _OTHERS_LOST = Query[Any](sa.update(hub_nodes).values(lost_at=NOW).where(_c.id != param("me"), _c.lost_at.is_(None)))
-_BEAT = Query[Any](
-    sa.update(hub_nodes).values(beat_at=NOW, draining=param("drains")).where(_c.id == param("me"), _c.lost_at.is_(None))
+_ME = (_c.id == param("me"), _c.lost_at.is_(None))
+_BEAT = Query(
+    sa.update(hub_nodes)
+    .values(beat_at=NOW, draining=sa.or_(_c.draining, param("drains", _c.draining.type)))
+    .where(*_ME)
+    .returning(*NODE.columns),
+    NODE.read,
 )
+_DRAIN = Query(sa.update(hub_nodes).values(draining=sa.true()).where(*_ME).returning(*NODE.columns), NODE.read)
 _REMOVE = Query[Any](sa.delete(hub_nodes).where(_c.id == param("me")))
 _LIST = Query(sa.select(*NODE.columns).order_by(_c.started_at, _c.id), NODE.read)
 _CLEAR_OTHERS = Query[str](
@@ -60,8 +66,12 @@ def join_node(tx: Tx, node: Node) -> Changed:
     return moves.changed()
 
 
-def beat(tx: Tx, node_id: NodeId, draining: bool) -> bool:
-    return tx.run(_BEAT, me=node_id, drains=draining) > 0
+def beat(tx: Tx, node_id: NodeId, draining: bool) -> Node | None:
+    return tx.one(_BEAT, me=node_id, drains=draining)
+
+
+def drain_node(tx: Tx, node_id: NodeId) -> Node | None:
+    return tx.one(_DRAIN, me=node_id) if is_uuid(node_id) else None
 
 
 def remove_node(tx: Tx, node_id: NodeId) -> None:

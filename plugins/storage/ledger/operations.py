@@ -92,8 +92,11 @@ class Operations(ABC):
     async def join_node(self, node: Node) -> Changed:
         return await self._write(lambda tx: nodes.join_node(tx, node))
 
-    async def beat(self, node_id: NodeId, draining: bool) -> bool:
+    async def beat(self, node_id: NodeId, draining: bool) -> Node | None:
         return await self._write(lambda tx: nodes.beat(tx, node_id, draining))
+
+    async def drain_node(self, node_id: NodeId) -> Node | None:
+        return await self._write(lambda tx: nodes.drain_node(tx, node_id))
 
     async def remove_node(self, node_id: NodeId) -> None:
         await self._write(lambda tx: nodes.remove_node(tx, node_id))

@@ -88,7 +88,7 @@ _missing_for = sa.case((held, None), else_=Seconds(last_held))
 
 # -- the shapes ------------------------------------------------------------------------------------------------
 
-NODE = Shape(Node, same_names(Node, hub_nodes))
+NODE = Shape(Node, same_names(Node, hub_nodes, silent_for=Seconds(hub_nodes.c.beat_at)))
 PROJECT = Shape(Project, same_names(Project, projects))
 AGENT = Shape(Agent, same_names(Agent, agents, config=agents.c.applied_config))
 MESSAGE = Shape(Message, same_names(Message, messages))
