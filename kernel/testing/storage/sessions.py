@@ -218,7 +218,8 @@ class SessionContract(StorageContract):
         assert (asked and asked.id, asked and asked.draining) == (world.node, True)
         for _ in range(2):
             told = await world.storage.beat(world.node, draining=False)
-            assert told and told.draining
+            assert told
+            assert told.draining
 
     async def test_a_node_that_is_gone_lost_or_no_node_cannot_be_asked_to_drain(self, world: World) -> None:
         assert await world.storage.drain_node(NodeId(uuid())) is None
