@@ -22,6 +22,7 @@ from kernel.api.health import Health
 from kernel.api.lifecycle import Lifecycle
 from kernel.api.limits import Limits
 from kernel.api.messages import Inbox, Messages
+from kernel.api.nodes import Nodes
 from kernel.api.projects import Projects
 from kernel.api.routes import Route, routes_of
 
@@ -54,14 +55,15 @@ def build_app(edge: Edge) -> Application:
 
 
 def _paths(edge: Edge, limits: Limits) -> list[tuple[str, Any, str | None]]:
-    health, fleet, projects = Health(edge), Fleet(edge), Projects(edge)
+    health, fleet, nodes, projects = Health(edge), Fleet(edge), Nodes(edge), Projects(edge)
     brokers, dispatches, inbox = Brokers(edge), Dispatches(edge), Inbox(edge)
     paths: list[tuple[str, Any, str | None]] = [
         ("/healthz", health, "alive"),
         ("/readyz", health, "ready"),
         ("/metrics", health, "metrics"),
         (f"{BASE}/hub", fleet, "hub"),
-        (f"{BASE}/nodes", fleet, "nodes"),
+        (f"{BASE}/nodes", nodes, None),
+        (f"{BASE}/nodes/{{node}}/drain", nodes, "drain"),
         (f"{BASE}/plugins", fleet, "plugins"),
         (f"{BASE}/brokers", brokers, "register"),
         (f"{BASE}/brokers/join", Join(edge, limits), None),

@@ -1,16 +1,13 @@
-"""The hubs of this deployment and the plugins of this one."""
+"""This hub and its plugins."""
 
 from __future__ import annotations
 
-from collections import Counter
 from importlib.metadata import version
 
 from kernel.api import shapes
 from kernel.api.edge import Edge
 from kernel.api.exchange import Asked, Responded, tell
-from kernel.api.pages import MOST
 from kernel.api.routes import route
-from kernel.storage import Keyset, Page
 
 
 class Fleet:
@@ -39,24 +36,6 @@ class Fleet:
                 "plugins": self._plugins(),
             },
         )
-
-    @route(action="hub.nodes", access="user")
-    async def on_get_nodes(self, req: Asked, resp: Responded) -> None:
-        held = await self._held()
-        nodes = [node for node in await self._edge.storage.list_nodes() if node.lost_at is None]
-        tell(resp, {"nodes": [shapes.node(node, held[node.id]) for node in nodes]})
-
-    async def _held(self) -> Counter[str]:
-        """How many brokers each node holds, by their rows."""
-        held: Counter[str] = Counter()
-        page = Page(limit=MOST)
-        while True:
-            rows = await self._edge.storage.list_brokers(page)
-            shown = rows[: page.limit]
-            held.update(row.connected_hub_id for row in shown if row.online and row.connected_hub_id)
-            if len(rows) <= page.limit:
-                return held
-            page = Page(limit=MOST, after=Keyset(created=shown[-1].created, id=shown[-1].id))
 
     @route(action="hub.plugins", access="user")
     async def on_get_plugins(self, req: Asked, resp: Responded) -> None:

@@ -169,6 +169,7 @@ def node(row: Node, brokers: int) -> dict[str, Any]:
         "version": row.version,
         "startedAt": instants.written(row.started_at),
         "beatAt": instants.written(row.beat_at),
+        "silentSeconds": round(row.silent_for, 3),
         "draining": row.draining,
         "lostAt": time_or_none(row.lost_at),
         "brokers": brokers,

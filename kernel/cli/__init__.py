@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "agent": "Create, start, stop and talk to agents.",
     "dispatch": "What became of an operation, and why it still waits.",
     "broker": "Register, run and look at brokers.",
+    "node": "The hubs that live, and taking one out of service.",
     "project": "The projects that agents belong to.",
     "report": "Tell the hub what the agent around this process does.",
     "plugins": "What is plugged in, and whether a plugin fits.",
