@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kernel.credentials import open_secret as open_secret
     from kernel.environment import *
     from kernel.errors import *
+    from kernel.finding import *
     from kernel.hookspecs import hookimpl as hookimpl
     from kernel.host import *
     from kernel.intent import *
@@ -56,16 +57,17 @@ _NAMES = {
         "PointsmanError RateLimited Refused ReplayDetected RuntimeFailed StorageUnavailable "
         "Unauthenticated Unavailable Unprocessable VersionConflict WrongNode"
     ),
+    "finding": "Finding Level",
     "hookspecs": "hookimpl",
     "host": "Gauges Host",
     "intent": "ENDED ENDS_RUN Intent IntentId Lane Op STARTS STEPS State lane_of",
-    "keyring": "AGENT_TOKENS BROKER_SECRETS INTENT_VALUES Keyring",
+    "keyring": "AGENT_TOKENS BROKER_SECRETS INTENT_VALUES Keyring session_secret",
     "message": "Message TEXT_LIMIT",
     "node": "Node NodeId",
     "project": "Project is_slug slug_of",
     "route": (
-        "PREDICATES PlacementRequest Route RouteAdvice RouteRequest advice_for agrees forward_applies "
-        "hold_applies local_applies refuse_applies standard"
+        "PREDICATES PlacementRequest Route RouteAdvice RouteRequest advice_for agrees direct_applies "
+        "forward_applies hold_applies local_applies refuse_applies standard"
     ),
     "session": "Decision Principal PrincipalKind Request Resource",
     "signals": "BusState Mailbox Signal SignalKind Signals",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kernel.agent import Agent
     from kernel.broker import Broker
     from kernel.config import Settings
+    from kernel.finding import Finding
     from kernel.host import Host
     from kernel.intent import Intent
     from kernel.storage import SchemaState, Storage
@@ -116,6 +117,12 @@ async def check_storage(config: Settings) -> SchemaState | None:
     Raises:
         Misconfigured: it cannot be read.
     """
+
+
+@_hook(Kind.COLLECT, answer=list, deadline=60.0)
+async def diagnose(config: Settings) -> list[Finding]:  # type: ignore[empty-body]
+    """What `pointsman doctor` should tell before a hub is started like this; nothing is changed, and hubs may be
+    running. One finding for each thing that was looked at, the good ones too."""
 
 
 @_hook(Kind.COLLECT, needed=True, passes=(Misconfigured,), deadline=60.0)

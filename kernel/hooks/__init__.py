@@ -10,6 +10,7 @@ import msgspec
 from kernel.clock import SYSTEM
 from kernel.config.settings import BreakerSettings
 from kernel.environment import Environment
+from kernel.finding import Finding
 from kernel.hooks.breaker import Breaker, Stat, Voice
 from kernel.hooks.chains import Answer, Around, Broadcast, Chain, CollectAsync, CollectSync, FirstAsync, FirstSync
 from kernel.hookspecs import RULES, Kind
@@ -45,6 +46,7 @@ class Hooks:
 
     open_storage: FirstAsync[Storage]
     check_storage: FirstAsync[SchemaState]
+    diagnose: CollectAsync[list[Finding]]
     on_start: CollectAsync[None]
     offer_token: FirstSync[str]
     authenticate: FirstAsync[Principal]

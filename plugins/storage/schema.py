@@ -169,7 +169,7 @@ ROOM = {"fillfactor": 70}
 def _table(name: str, *parts: Any, rowid: bool = True, busy: bool = False, only: str | None = None) -> sa.Table:
     """`rowid` False: a narrow table that is one tree by its key on SQLite. `busy`: its rows change again and again.
     `only`: the one dialect that has it."""
-    room = {"postgresql_with": ROOM} if busy else {}
+    room: dict[str, Any] = {"postgresql_with": ROOM} if busy else {}
     return sa.Table(
         name, metadata, *parts, sqlite_strict=True, sqlite_with_rowid=rowid, info={"only": only} if only else {}, **room
     )

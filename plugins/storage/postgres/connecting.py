@@ -49,6 +49,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """0 behind PgBouncer in transaction mode, where a prepared statement is some other connection's."""
     deadline: float = 5.0
     """Of connecting to all hosts, and of each statement (server.database_deadline)."""
+    patience: float = 30.0
+    """How long a start waits for a server that does not answer yet."""
 
     def address(self, *, listen: bool = False) -> Dsn:
         """Raises: Misconfigured."""

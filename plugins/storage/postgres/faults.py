@@ -13,8 +13,16 @@ from sqlalchemy.exc import DBAPIError
 from kernel import AlreadyExists, Invalid, PointsmanError, StorageUnavailable
 from plugins.storage.postgres.dsn import Address, Dsn
 
-FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""All that the driver raises."""
+FAULTS = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    UnicodeEncodeError,
+    OverflowError,
+)
+"""All that the driver raises, and our codecs in it."""
 
 _TAKEN = {
     "uq_agents_project_id_slug_live": "an agent of this name exists in this project already",
@@ -68,7 +76,7 @@ class Unreachable(StorageUnavailable):
 def repeatable(fault: BaseException | None) -> bool:
     """Whether the same transaction may well succeed when it is run again: nothing of it was kept."""
     if isinstance(fault, DBAPIError):
-        return repeatable(_beneath(fault))
+        return repeatable(beneath(fault))
     return isinstance(fault, _REPEATABLE)
 
 
@@ -76,7 +84,7 @@ def translated(fault: BaseException | None) -> BaseException | None:
     """The kernel's error for a driver's; any other error as it is."""
     match fault:
         case DBAPIError():
-            return _chained(translated(_beneath(fault)), fault)
+            return _chained(translated(beneath(fault)) or fault, fault)
         case pg.UniqueViolationError() | pg.ExclusionViolationError():
             taken = _TAKEN.get(fault.constraint_name or "", "something with this name or id exists already")
             return _chained(AlreadyExists(f"{taken}: choose another"), fault)
@@ -85,7 +93,13 @@ def translated(fault: BaseException | None) -> BaseException | None:
             return _chained(Invalid(fields={"reference": told}), fault)
         case pg.IntegrityConstraintViolationError():
             return _chained(Invalid(fields={"value": f"the database refuses it: {fault}"}), fault)
-        case pg.DataError() | pg.StatementTooComplexError() | pg.ProgramLimitExceededError():
+        case (
+            pg.DataError()
+            | pg.StatementTooComplexError()
+            | pg.ProgramLimitExceededError()
+            | UnicodeEncodeError()
+            | OverflowError()
+        ):
             return _chained(Invalid(fields={"value": f"the database cannot store it: {fault}"}), fault)
         case pg.PostgresError() | pg.InterfaceError() | pg.InternalClientError() | OSError() | TimeoutError():
             return _chained(_away(fault), fault)
@@ -104,12 +118,12 @@ def _away(fault: BaseException) -> PointsmanError:
     return StorageUnavailable(f"the database does not work now, nothing was done: {why(fault)}")
 
 
-def _beneath(fault: DBAPIError) -> BaseException | None:
-    """SQLAlchemy wraps the driver's error twice."""
-    own: BaseException | None = fault.orig
-    while own is not None and not isinstance(own, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+def beneath(fault: BaseException) -> BaseException | None:
+    """The driver's own error: SQLAlchemy wraps it twice."""
+    own: BaseException | None = fault.orig if isinstance(fault, DBAPIError) else fault
+    while own is not None and not isinstance(own, FAULTS):
         own = own.__cause__
-    return own or fault.orig
+    return own
 
 
 def _chained(translation: BaseException | None, cause: BaseException) -> BaseException | None:

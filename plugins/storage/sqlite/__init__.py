@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from kernel import SchemaState, Settings, Storage, hookimpl
+from kernel import Finding, SchemaState, Settings, Storage, hookimpl
 
 if TYPE_CHECKING:
     from plugins.storage.sqlite.opening import Options
@@ -43,6 +43,12 @@ class Plugin:
         from plugins.storage.sqlite.opening import schema_of
 
         return await anyio.to_thread.run_sync(schema_of, self._config.path)
+
+    @hookimpl
+    async def diagnose(self, config: Settings) -> list[Finding]:
+        from plugins.storage.sqlite.diagnosing import diagnosed
+
+        return await anyio.to_thread.run_sync(diagnosed, self._config.path, config)
 
     def _options(self, settings: Settings) -> Options:
         from plugins.storage.sqlite.opening import Options

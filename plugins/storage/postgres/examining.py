@@ -1,0 +1,304 @@
+"""Looks at a server before a hub relies on it, and says in one sentence each what has to change."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+
+import anyio
+import asyncpg
+import msgspec
+from asyncpg import exceptions as pg
+
+from kernel import Finding, Level, SchemaState
+from plugins.storage.postgres.budget import Budget, Room
+from plugins.storage.postgres.connecting import Connection, Target, connect
+from plugins.storage.postgres.faults import Unreachable, why
+
+OLDEST = 15
+MINORS = {15: 16, 16: 12, 17: 8, 18: 2}
+"""From these on LISTEN does not fail over a truncated commit log."""
+ECHO = 2.0
+"""Seconds that a notification may take from one of our connections to the other."""
+SKEW = 5.0
+
+_LOOK = """
+SELECT current_setting('server_version_num')::int4 AS version,
+       pg_encoding_to_char(d.encoding) AS encoding,
+       pg_is_in_recovery() AS standby,
+       current_setting('transaction_read_only') AS read_only,
+       current_schema() AS schema,
+       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,
+       coalesce((SELECT bool_and(has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE')) FROM pg_class c
+                  WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'), true) AS may_write,
+       current_setting('max_connections')::int4 AS max_connections,
+       current_setting('superuser_reserved_connections')::int4
+         + coalesce(current_setting('reserved_connections', true)::int4, 0) AS reserved,
+       r.rolname AS role, r.rolconnlimit AS user_limit, d.datconnlimit AS database_limit,
+       (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL
+           AND coalesce(application_name, '') NOT LIKE 'pointsman-%')::int4 AS used,
+       current_setting('fsync') AS fsync,
+       current_setting('synchronous_commit') AS synchronous_commit,
+       pg_notification_queue_usage()::float8 AS queue,
+       clock_timestamp() AS now,
+       pg_backend_pid() AS pid
+  FROM pg_database d, pg_roles r
+ WHERE d.datname = current_database() AND r.rolname = current_user
+"""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server says of itself to this user."""
+
+    version: int
+    encoding: str
+    takes_writes: bool
+    schema: str | None
+    role: str
+    may_create: bool
+    may_write: bool
+    room: Room
+    fsync: bool
+    durable: bool
+    queue: float
+    """How full the queue of notifications is, 0 to 1."""
+    offset: float
+    """Seconds that its clock is ahead of ours."""
+    pooled: bool
+    """Whether something between us and it gives sessions out by turns, or might."""
+
+    @property
+    def major(self) -> int:
+        return self.version // 10_000
+
+    @property
+    def minor(self) -> int:
+        return self.version % 10_000
+
+
+async def facts(connection: Connection) -> Facts:
+    before = time.time()
+    row = await connection.fetchrow(_LOOK)
+    after = time.time()
+    if row is None:
+        raise asyncpg.InterfaceError("the server did not say who is connected to what")
+    return Facts(
+        version=row["version"],
+        encoding=row["encoding"],
+        takes_writes=not row["standby"] and row["read_only"] == "off",
+        schema=row["schema"],
+        role=row["role"],
+        may_create=row["may_create"],
+        may_write=row["may_write"],
+        room=Room(
+            max_connections=row["max_connections"],
+            reserved=row["reserved"],
+            user_limit=row["user_limit"] if row["user_limit"] >= 0 else None,
+            database_limit=row["database_limit"] if row["database_limit"] >= 0 else None,
+            used=max(0, row["used"]),
+        ),
+        fsync=row["fsync"] == "on",
+        durable=row["synchronous_commit"] != "off",
+        queue=row["queue"],
+        offset=row["now"] / 1_000_000 - (before + after) / 2,
+        pooled=row["pid"] != connection.get_server_pid(),
+    )
+
+
+# -- what a server that answers lacks ------------------------------------------------------------------------
+
+
+def judged(found: Facts, budget: Budget, target: Target) -> Iterator[Finding]:
+    """One finding for each thing that was looked at; what stops a start comes with what to change."""
+    yield _version(found)
+    yield _finding(
+        "encoding",
+        found.encoding == "UTF8",
+        f"the database stores text as {found.encoding}",
+        "make another with `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`",
+    )
+    yield _finding(
+        "writes",
+        found.takes_writes,
+        "the server takes writes" if found.takes_writes else "the server is a read-only standby",
+        "name the primary in the DSN, or all servers with a comma between them",
+    )
+    yield _finding(
+        "pooler",
+        not found.pooled or target.statement_cache_size == 0,
+        "a pooler stands in front of the server" if found.pooled else "nothing stands between the hub and the server",
+        "set `statement_cache_size: 0` and a direct `listen_dsn` in the config of the plugin postgres",
+        level=Level.WARN,
+    )
+    yield _budget(found.room, budget)
+    yield from _weaknesses(found)
+
+
+def _version(found: Facts) -> Finding:
+    told = f"PostgreSQL {found.major}.{found.minor}"
+    if found.major < OLDEST:
+        return Finding(check="version", level=Level.FAIL, told=f"the server is {told}", fix=f"use {OLDEST} or newer")
+    wanted = MINORS.get(found.major, 0)
+    if found.minor < wanted:
+        fix = f"update to {found.major}.{wanted} or newer: LISTEN may fail before, after a long time"
+        return Finding(check="version", level=Level.WARN, told=told, fix=fix)
+    return Finding(check="version", told=told)
+
+
+def _budget(room: Room, budget: Budget) -> Finding:
+    if room.offered < budget.needed:
+        fix = f"lower storage.pool_max, or raise max_connections above {budget.needed + room.reserved}"
+        return Finding(check="connections", level=Level.FAIL, told=f"not one hub fits: {budget}; {room}", fix=fix)
+    hubs = room.hubs(budget)
+    told = f"{budget}; {room}: {hubs} hubs fit"
+    if hubs < 2:
+        fix = "for more hubs raise max_connections, or lower storage.pool_max"
+        return Finding(check="connections", level=Level.WARN, told=told, fix=fix)
+    return Finding(check="connections", told=told)
+
+
+def _weaknesses(found: Facts) -> Iterator[Finding]:
+    sure = found.fsync and found.durable
+    told = "commits are on disk when they are acknowledged" if sure else "the server acknowledges before it writes"
+    yield _finding("durability", sure, told, "set fsync and synchronous_commit to on", level=Level.WARN)
+    told = f"the queue of notifications is {found.queue:.0%} full"
+    yield _finding(
+        "notifications",
+        found.queue < 0.5,
+        told,
+        "find the session that listens in an old transaction",
+        level=Level.WARN,
+    )
+    told = f"its clock is {abs(found.offset):.3f} s {'ahead' if found.offset > 0 else 'behind'}"
+    yield _finding(
+        "clock", abs(found.offset) < SKEW, told, "set the clock of this machine, or of the server", level=Level.WARN
+    )
+
+
+def rights(found: Facts, schema: SchemaState) -> Finding:
+    """Whether this user may do what a hub does there."""
+    missing = schema.found != schema.wanted
+    if found.schema is None:
+        told = "no schema of the search path exists, or this user may not use one"
+        return Finding(
+            check="rights", level=Level.FAIL, told=told, fix=f"`GRANT USAGE, CREATE ON SCHEMA public TO {found.role}`"
+        )
+    if missing and not found.may_create:
+        told = f"a migration is needed and the user {found.role} may not create tables in schema {found.schema}"
+        fix = f"`GRANT CREATE ON SCHEMA {found.schema} TO {found.role}`, or run `pointsman db migrate` as its owner"
+        return Finding(check="rights", level=Level.FAIL, told=told, fix=fix)
+    if not missing and not found.may_write:
+        told = f"the user {found.role} may not read and write all tables in schema {found.schema}"
+        fix = f"`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {found.schema} TO {found.role}`"
+        return Finding(check="rights", level=Level.FAIL, told=told, fix=fix)
+    return Finding(check="rights", told=f"the user {found.role} may do what a hub does in schema {found.schema}")
+
+
+def _finding(check: str, good: bool, told: str, fix: str, *, level: Level = Level.FAIL) -> Finding:
+    return Finding(check=check, told=told) if good else Finding(check=check, level=level, told=told, fix=fix)
+
+
+# -- a server that does not let us in ------------------------------------------------------------------------
+
+_HOPELESS = (
+    pg.InvalidAuthorizationSpecificationError,
+    pg.InvalidCatalogNameError,
+    pg.InsufficientPrivilegeError,
+    pg.ProtocolViolationError,
+    pg.UndefinedObjectError,
+    pg.CantChangeRuntimeParamError,
+    pg.InvalidParameterValueError,
+    ssl.SSLCertVerificationError,
+    asyncpg.InterfaceError,
+)
+"""Waiting does not help: somebody has to change something."""
+
+
+def hopeless(fault: Unreachable) -> bool:
+    return any(isinstance(one, _HOPELESS) for _, one in fault.faults)
+
+
+def refused(fault: Unreachable, *, key: str = "dsn") -> Finding:
+    """Why no server of a DSN would do, and what to change. `key` is the setting that holds the DSN."""
+    address, telling = max(fault.faults, key=lambda one: isinstance(one[1], _HOPELESS))
+    others = [f"{other}: {why(one)}" for other, one in fault.faults if other is not address]
+    told = "; ".join([f"the database {fault.dsn} cannot be used, {address}: {why(telling)}", *others])
+    return Finding(
+        check="database", level=Level.FAIL, told=told, fix=_fix(telling, fault, f"`{key}` of the plugin postgres")
+    )
+
+
+def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
+    dsn = whole.dsn
+    match fault:
+        case pg.InvalidPasswordError():
+            return f"correct the password in {setting}"
+        case pg.InvalidAuthorizationSpecificationError():
+            return f"create the role {dsn.user}, or let it in with a line of pg_hba.conf"
+        case pg.InvalidCatalogNameError():
+            return f"create it with `CREATE DATABASE \"{dsn.database}\" ENCODING 'UTF8'`, or correct {setting}"
+        case pg.InsufficientPrivilegeError():
+            return f'`GRANT CONNECT ON DATABASE "{dsn.database}" TO {dsn.user}`'
+        case pg.ProtocolViolationError():
+            return (
+                "a pooler that refuses settings stands in front of it: set `statement_cache_size: 0` and a direct "
+                "`listen_dsn` in the config of the plugin postgres"
+            )
+        case pg.UndefinedObjectError() | pg.InvalidParameterValueError() | pg.CantChangeRuntimeParamError():
+            return f"leave that parameter out of {setting}"
+        case pg.TooManyConnectionsError():
+            return "raise max_connections, lower storage.pool_max, or run fewer hubs"
+        case pg.TargetServerAttributeNotMatched():
+            return f"name the primary in {setting}, or all servers with a comma between them"
+        case pg.CannotConnectNowError():
+            return "wait until it has started"
+        case ssl.SSLCertVerificationError():
+            return f"name the authority that signed it with sslrootcert=FILE in {setting}"
+        case asyncpg.InterfaceError():
+            return f"correct {setting}"
+        case ConnectionError() if "SSL" in str(fault):
+            return f"turn TLS on at the server, or take sslmode out of {setting}"
+        case _:
+            return f"start it, let this machine reach it, or correct {setting}"
+
+
+# -- LISTEN, through the whole path --------------------------------------------------------------------------
+
+
+async def echoes(target: Target, node_id: str) -> Finding:
+    """Whether what one connection signals is heard by the other.
+
+    Raises: Unreachable, and what the driver raises.
+    """
+    talker = await connect(target, "signal", node_id)
+    try:
+        listener = await connect(target, "listen", node_id, listen=True)
+        try:
+            heard = await _heard(talker, listener, f"pointsman_probe_{node_id.replace('-', '')}")
+            pooled = await listener.fetchval("SELECT pg_backend_pid()") != listener.get_server_pid()
+        finally:
+            listener.terminate()
+    finally:
+        talker.terminate()
+    key = "listen_dsn" if target.listen_dsn else "dsn"
+    if heard is not None:
+        return Finding(check="listen", told=f"a notification took {heard * 1_000:.1f} ms")
+    if pooled:
+        told = f"`{key}` leads through a pooler that loses LISTEN"
+        fix = "set `listen_dsn` of the plugin postgres to the server itself"
+    else:
+        told = f"what is notified over `dsn` is not heard over `{key}` within {ECHO:g} s"
+        fix = "let `dsn` and `listen_dsn` of the plugin postgres lead to the same database"
+    return Finding(check="listen", level=Level.FAIL, told=told, fix=fix)
+
+
+async def _heard(talker: Connection, listener: Connection, channel: str) -> float | None:
+    """Seconds from one to the other; None when nothing arrived."""
+    arrived = anyio.Event()
+    await listener.add_listener(channel, lambda *_: arrived.set())
+    started = time.monotonic()
+    await talker.execute(f"NOTIFY {channel}")
+    with anyio.move_on_after(ECHO):
+        await arrived.wait()
+    return time.monotonic() - started if arrived.is_set() else None
