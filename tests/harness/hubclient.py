@@ -48,8 +48,10 @@ class Answered:
 class HubClient:
     """Speaks to one hub at a time; `move` follows it to another port after a restart."""
 
-    def __init__(self, url: str, token: str, history: History, *, patience: float = 90.0) -> None:
+    def __init__(self, url: str, token: str, history: History, *, hub: str = "", patience: float = 90.0) -> None:
+        """`hub` names the hub in the history, where several are recorded together."""
         self.history = history
+        self._place = {"hub": hub} if hub else {}
         self._patience = patience
         self._former: list[httpx2.AsyncClient] = []
         self._http = self._open(url, token)
@@ -87,7 +89,8 @@ class HubClient:
         extra = dict(headers or {})
         if content is not None:
             extra.setdefault("Content-Type", "application/json")
-        self.history.write("call", call=call, method=method, path=path, headers=dict(headers or {}), **(told or {}))
+        told = {**self._place, **(told or {})}
+        self.history.write("call", call=call, method=method, path=path, headers=dict(headers or {}), **told)
         began = time.monotonic()
         try:
             got = await self._http.request(method, route, json=json, content=content, headers=extra, params=params)
@@ -102,7 +105,7 @@ class HubClient:
             code=answer.code,
             dispatch=answer.headers.get("x-dispatch-id"),
             key=extra.get("Idempotency-Key"),
-            **(told or {}),
+            **told,
         )
         return answer
 

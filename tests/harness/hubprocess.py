@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ plugins:
     config: {path: hub.db}
   - use: routes.local
   - use: routes.forward
+  - use: routes.direct
   - use: routes.hold
   - use: routes.refuse
   - use: environment.static
@@ -51,14 +53,29 @@ class HubEnded(AssertionError):
 class HubProcess:
     """One directory with configuration and database, and the process that serves it now."""
 
-    def __init__(self, directory: Path, *, settings: dict[str, str] | None = None, config: str = CONFIG) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        settings: dict[str, str] | None = None,
+        config: str = CONFIG,
+        env: Mapping[str, str] | None = None,
+        history: History | None = None,
+        name: str = "",
+    ) -> None:
+        """`history` is that of several hubs, each of which then has a `name` in it."""
         self.directory = directory
         self.settings = {**SHORT, **(settings or {})}
         self.config = config
+        self.env = dict(env or {})
+        self.name = name
+        self.clock_off_by = 0
+        """Seconds, from its next start on."""
         self.child: Child | None = None
         self.ready: dict[str, Any] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        self.history = History(directory / "calls.jsonl")
+        self.history = history or History(directory / "calls.jsonl")
+        self._shared = history is not None
         self.client: HubClient | None = None
 
     @property
@@ -81,20 +98,24 @@ class HubProcess:
             await self.client.close()
         if self.child:
             self.child.stop(patience=15)
-        self.history.close()
+        if not self._shared:
+            self.history.close()
 
     def arguments(self, port: int) -> list[str]:
         (self.directory / "hub.yaml").write_text(self.config)
         chosen = [part for name, value in self.settings.items() for part in ("--set", f"{name}={value}")]
         file = ["--config", "hub.yaml", "--ready-file", "ready.json"]
-        return [str(POINTSMAN), "serve", *file, "--host", "127.0.0.1", "--port", str(port), *chosen]
+        skewed = [sys.executable, "-m", "tests.harness.skewed", str(self.clock_off_by)]
+        program = skewed if self.clock_off_by else [str(POINTSMAN)]
+        return [*program, "serve", *file, "--host", "127.0.0.1", "--port", str(port), *chosen]
 
     async def start(self, *, port: int = 0, patience: float = 60.0) -> None:
         """Serves from now on; a restart keeps its port when `port` names it. Raises: HubEnded, Late."""
         ready = self.directory / "ready.json"
         ready.unlink(missing_ok=True)
         with shown_on_failure(lambda: self.child):
-            child = self.child = Child(self.arguments(port), self.directory / "hub.log", cwd=self.directory)
+            log = self.directory / "hub.log"
+            child = self.child = Child(self.arguments(port), log, cwd=self.directory, env=self.env)
 
             async def told() -> dict[str, Any] | None:
                 if not child.alive:
@@ -103,24 +124,47 @@ class HubProcess:
 
             self.ready = await eventually(told, "hub ready", patience=patience, every=0.02)
         if self.client is None:
-            self.client = HubClient(self.url, self.ready["token"], self.history)
+            self.client = HubClient(self.url, self.ready["token"], self.history, hub=self.name)
         else:
             self.client.move(self.url, self.ready["token"])
-        self.history.write("hub_ready", node=self.ready["nodeId"], pid_of_hub=self.ready["pid"])
+        self.record("hub_ready", pid_of_hub=self.ready["pid"])
 
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
+    @property
+    def node(self) -> str:
+        return str(self.ready["nodeId"])
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.alive
+
+    def record(self, what: str, **more: Any) -> None:
+        self.history.write(what, node=self.node, **({"hub": self.name} if self.name else {}), **more)
+
     def kill(self) -> None:
         """`kill -9`."""
         assert self.child
-        self.history.write("hub_killed", node=self.ready["nodeId"])
+        self.record("hub_killed")
         self.child.kill()
+
+    def freeze(self) -> None:
+        """Stands still with all its sockets open, until `thaw`."""
+        assert self.child
+        self.record("hub_frozen")
+        self.child.freeze()
+
+    def thaw(self) -> None:
+        assert self.child
+        self.record("hub_thawed")
+        self.child.thaw()
 
     async def terminate(self, patience: float = 30.0) -> int:
         """TERM; its exit code."""
         assert self.child
+        self.record("hub_stopped")
         self.child.send(signal.SIGTERM)
         return await self.child.ended(patience)
 

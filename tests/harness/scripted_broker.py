@@ -147,7 +147,7 @@ class ScriptedBroker:
         self.auto_changed.set()
 
     async def ping(self, socket: Socket) -> None:
-        """Both kinds ping on their own; a stock broker leaves when no pong came for `pong_wait`."""
+        """Both kinds ping on their own, and leave when no pong came for `pong_wait`."""
         waiting: list[tuple[float, Any]] = []
         while True:
             await anyio.sleep(self.settings.ping_every)
@@ -155,7 +155,7 @@ class ScriptedBroker:
                 if pong.done():
                     socket.last_pong = max(socket.last_pong, sent)
                     waiting.remove((sent, pong))
-            if time.monotonic() - socket.last_pong > self.settings.pong_wait and not self.ours:
+            if time.monotonic() - socket.last_pong > self.settings.pong_wait:
                 self.history.write("no_pong", socket=socket.n)
                 socket.abort()
                 return
