@@ -10,8 +10,10 @@ import anyio.abc
 from kernel.agent import Phase
 from kernel.answers import Answers, WaitSettings
 from kernel.attempt import Attempts, unsent
+from kernel.broker import Broker
 from kernel.call import Answer, Call
 from kernel.clock import Clock
+from kernel.directs import Directs
 from kernel.ends import Ends
 from kernel.errors import Draining, InvalidState, NotFound, PointsmanError, Unavailable
 from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, State, lane_of
@@ -41,6 +43,7 @@ class Dispatcher:
         storage: Storage,
         signals: Signals,
         links: Links,
+        directs: Directs,
         waiters: Waiters,
         routing: Routing,
         planner: Planner,
@@ -55,6 +58,7 @@ class Dispatcher:
         self._storage = storage
         self._signals = signals
         self._links = links
+        self._directs = directs
         self._waiters = waiters
         self._routing = routing
         self._planner = planner
@@ -110,6 +114,8 @@ class Dispatcher:
         link = self._links.of(plan.broker_id) if decided.advice.route is Route.LOCAL else None
         if link and self._needs_no_row(call, link):
             return self._go(call, plan, link)
+        if decided.advice.route is Route.DIRECT:
+            await self._reach(call, decided.request.broker)
         waiter.recorded = True
         recorded = await self._record(call, plan)
         if recorded.repeated and recorded.repeated.intent_id:
@@ -120,6 +126,14 @@ class Dispatcher:
         )
         self._observer.stage("signal", self._clock.monotonic() - started)
         return recorded.intents[0]
+
+    async def _reach(self, call: Call, broker: Broker) -> None:
+        """Claim the broker over HTTP. Who does not let the call wait is told before anything is stored when its
+        endpoint is silent; else it is stored whether the broker can be had now or later. Raises: BrokerOffline."""
+        if call.hold:
+            self._directs.want(broker)
+        else:
+            await self._directs.hold(broker)
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:
         """LOCAL without a write (design/dispatch.md section 6): nothing waits, no key, and this node is sure of

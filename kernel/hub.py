@@ -25,6 +25,7 @@ from kernel.attempt import Attempts
 from kernel.broker import Broker
 from kernel.clock import SYSTEM, Clock
 from kernel.config import Settings
+from kernel.directs import Directs
 from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
 from kernel.ends import Ends
@@ -76,6 +77,7 @@ class Hub:
         self.signals: Signals
         self.pulse: Pulse
         self.links: Links
+        self.directs: Directs
         self.sweeps: Sweeps
         self.dispatcher: Dispatcher
         self.ends: Ends
@@ -188,6 +190,7 @@ def _build(hub: Hub) -> Parts:
     storage, clock = hub.storage, hub.clock
     waiters = Waiters(storage, clock, hub.settings.bus.rekick)
     hub.links = _links(hub)
+    hub.directs = _directs(hub)
     hub.ends = _ends(hub, waiters)
     hub.dispatcher = dispatcher = _dispatcher(hub, waiters)
     hub.sweeps = _sweeps(hub, waiters)
@@ -224,6 +227,18 @@ def _links(hub: Hub) -> Links:
     )
 
 
+def _directs(hub: Hub) -> Directs:
+    return Directs(
+        storage=hub.storage,
+        links=hub.links,
+        keyring=hub.keyring,
+        clock=hub.clock,
+        settings=hub.settings.channel,
+        every=hub.settings.sweep.nodes,
+        tasks=hub.tasks,
+    )
+
+
 def _attempts(hub: Hub) -> Attempts:
     return Attempts(
         hooks=hub.loaded.hooks,
@@ -255,6 +270,7 @@ def _dispatcher(hub: Hub, waiters: Waiters) -> Dispatcher:
         storage=hub.storage,
         signals=hub.signals,
         links=hub.links,
+        directs=hub.directs,
         waiters=waiters,
         routing=Routing(
             links=hub.links,
@@ -263,6 +279,7 @@ def _dispatcher(hub: Hub, waiters: Waiters) -> Dispatcher:
             node_id=hub.node_id,
             rank_route=hub.loaded.hooks.rank_route,
             reconnect_grace=hub.settings.dispatch.reconnect_grace,
+            endpoint_answers=hub.directs.answers,
         ),
         planner=Planner(node_id=hub.node_id, keyring=hub.keyring, clock=hub.clock, spans=hub.settings.dispatch),
         attempts=_attempts(hub),
@@ -393,6 +410,7 @@ def _app(hub: Hub, parts: Parts) -> Any:
             hooks=hub.loaded.hooks,
             dispatcher=parts.dispatcher,
             links=hub.links,
+            directs=hub.directs,
             reports=parts.reports,
             readiness=parts.readiness,
             plugins=hub.loaded.rows,
@@ -415,6 +433,7 @@ async def _live(
         for task in (
             hub.observer.run,
             hub.links.renew,
+            hub.directs.run,
             hub.sweeps.run,
             parts.drain.note,
             parts.wakeups.listen,

@@ -334,7 +334,7 @@ class Link:
                 exchange = self._exchanges.get(frame.request_id)
                 if exchange:
                     exchange.left(self._clock)
-                    exchange.accepted_at = self._clock.now()
+                    exchange.accepted_at = exchange.accepted_at or self._clock.now()
                     listener.accepted(exchange.intent_id)
             case wire.Ping():
                 self._put(wire.encode(wire.Pong()), None)

@@ -10,9 +10,9 @@ import anyio
 import anyio.abc
 
 from kernel import wire
-from kernel.broker import Broker, BrokerId, SessionId
+from kernel.broker import Broker, BrokerId, Kind, SessionId
 from kernel.clock import Clock
-from kernel.errors import NotFound, PointsmanError, StorageUnavailable
+from kernel.errors import NotFound, Overtaken, PointsmanError, StorageUnavailable
 from kernel.link import ChannelSettings, Closed, Link, Listener, Socket
 from kernel.node import NodeId
 from kernel.storage import Released, SessionClaim, Sessions
@@ -150,21 +150,22 @@ class Links:
 
     # -- a socket's life -----------------------------------------------------------------------------------------
 
-    async def serve(self, socket: Socket, broker_id: str, secret: bytes) -> None:
-        """Handshake, claim, serve until the socket is gone, release."""
-        link = await self._open(socket, broker_id, secret)
+    async def serve(self, socket: Socket, broker_id: str, secret: bytes, kind: Kind = "socket") -> int | None:
+        """Handshake, claim, serve until the socket is gone, release. Its close code; None when it never was a link."""
+        link = await self._open(socket, broker_id, secret, kind)
         if link is None:
-            return
+            return None
         code = 1006
         try:
             code = await self._run(link)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release(link, code)
+        return code
 
-    async def _open(self, socket: Socket, broker_id: str, secret: bytes) -> Link | None:
+    async def _open(self, socket: Socket, broker_id: str, secret: bytes, kind: Kind) -> Link | None:
         connect = await self._handshake(socket, broker_id)
-        return None if connect is None else await self._claim(socket, broker_id, secret, connect)
+        return None if connect is None else await self._claim(socket, broker_id, secret, connect, kind)
 
     async def _handshake(self, socket: Socket, broker_id: str) -> wire.Connect | None:
         with anyio.move_on_after(self._settings.handshake):
@@ -196,7 +197,9 @@ class Links:
         self.closed[code] += 1
         await _close(socket, code, reason)
 
-    async def _claim(self, socket: Socket, broker_id: str, secret: bytes, connect: wire.Connect) -> Link | None:
+    async def _claim(
+        self, socket: Socket, broker_id: str, secret: bytes, connect: wire.Connect, kind: Kind
+    ) -> Link | None:
         if self.draining:  # since its upgrade
             await self._refuse(socket, wire.Close.DRAINING, "draining")
             return None
@@ -204,6 +207,7 @@ class Links:
             broker_id=BrokerId(broker_id),
             node_id=self._node_id,
             session_id=SessionId(self._clock.uuid4()),
+            kind=kind,
             last_epoch=connect.last_epoch,
             instance=connect.instance,
             version=connect.version,
@@ -214,6 +218,9 @@ class Links:
             claimed = await self._storage.claim_session(claim)
         except NotFound:
             await self._refuse(socket, wire.Close.DELETED, "deleted")
+            return None
+        except Overtaken:
+            await self._refuse(socket, wire.Close.REPLACED, "held")
             return None
         except StorageUnavailable:
             await self._refuse(socket, wire.Close.DRAINING, "unavailable")

@@ -17,6 +17,8 @@ class Route(StrEnum):
     """Straight into the tunnel: the socket is here."""
     FORWARD = "forward"
     """A row, then a signal to the node that holds the socket."""
+    DIRECT = "direct"
+    """A row, then a request to the broker's HTTP endpoint: it has no socket, and this node may call it."""
     HOLD = "hold"
     """A row that waits for the broker to come."""
     REFUSE = "refuse"
@@ -37,7 +39,9 @@ class RouteRequest(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     socket_here: bool
     held_elsewhere: bool
-    """A live node other than this one renewed the broker's socket lately."""
+    """Another node holds the broker, by its socket or over HTTP."""
+    direct: bool
+    """This node may call the broker's HTTP endpoint: nobody holds the broker, or this node does so over HTTP."""
     hold: bool
     """The caller lets it wait: a message by default, anything else with `Prefer: deliver=hold`."""
     now: bool
@@ -71,20 +75,26 @@ def forward_applies(request: RouteRequest) -> bool:
     return request.held_elsewhere and not request.broker.paused
 
 
+def direct_applies(request: RouteRequest) -> bool:
+    """A socket is better, wherever it is."""
+    return request.direct and not (request.socket_here or request.held_elsewhere or request.broker.paused)
+
+
 def hold_applies(request: RouteRequest) -> bool:
     """Nobody can be sent to now, and the call may wait: it was asked to, or the broker is between two sockets."""
-    if local_applies(request) or forward_applies(request) or request.now:
+    if local_applies(request) or forward_applies(request) or direct_applies(request) or request.now:
         return False
     return request.hold or (request.between_sockets and not request.broker.paused)
 
 
 def refuse_applies(request: RouteRequest) -> bool:
-    return not (local_applies(request) or forward_applies(request) or hold_applies(request))
+    return not any(applies(request) for applies in (local_applies, forward_applies, direct_applies, hold_applies))
 
 
 PREDICATES: dict[Route, Callable[[RouteRequest], bool]] = {
     Route.LOCAL: local_applies,
     Route.FORWARD: forward_applies,
+    Route.DIRECT: direct_applies,
     Route.HOLD: hold_applies,
     Route.REFUSE: refuse_applies,
 }
@@ -113,6 +123,8 @@ def agrees(advice: object, request: RouteRequest) -> bool:
             return local_applies(request)
         case Route.FORWARD:
             return forward_applies(request)
+        case Route.DIRECT:
+            return direct_applies(request)
         case Route.HOLD:
             return not request.now
         case Route.REFUSE:
@@ -125,6 +137,8 @@ def _reason(route: Route, request: RouteRequest) -> str:
             return "socket_here"
         case Route.FORWARD:
             return "held_elsewhere"
+        case Route.DIRECT:
+            return "has_endpoint"
         case Route.HOLD:
             return "between_sockets" if not request.hold else "nobody_home"
         case Route.REFUSE:

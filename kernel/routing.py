@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -52,6 +53,7 @@ class Routing:
         node_id: NodeId,
         rank_route: RouteHook,
         reconnect_grace: float,
+        endpoint_answers: Callable[[Broker], bool],
     ) -> None:
         self._links = links
         self._observer = observer
@@ -59,6 +61,7 @@ class Routing:
         self._node_id = node_id
         self._rank_route = rank_route
         self._reconnect_grace = reconnect_grace
+        self._endpoint_answers = endpoint_answers
 
     def decide(self, call: Call, intent_id: IntentId) -> Decided:
         """The snapshot, the verdict, and who gave it.
@@ -81,7 +84,10 @@ class Routing:
         return Decided(request=request, advice=advice, why={"reason": advice.reason, "by": by})
 
     def _snapshot(self, call: Call, broker: Broker) -> RouteRequest:
-        here = self._links.of(broker.id) is not None
+        link = self._links.of(broker.id)
+        directly = link is not None and link.broker.connection_kind == "direct"
+        here = link is not None and not directly
+        elsewhere = not here and self._held_elsewhere(broker)
         agent = call.view.agent
         return RouteRequest(
             op=call.op,
@@ -93,11 +99,21 @@ class Routing:
             broker=broker,
             node_id=self._node_id,
             socket_here=here,
-            held_elsewhere=not here and broker.online and broker.connected_hub_id != self._node_id,
+            held_elsewhere=elsewhere,
+            direct=not elsewhere and (directly or self._may_call(broker)),
             hold=call.hold,
             now=call.deliver == "now",
             between_sockets=not here and self._between_sockets(broker),
         )
+
+    def _held_elsewhere(self, broker: Broker) -> bool:
+        """By a socket that was renewed lately; or over HTTP, which is a hint as old as the row."""
+        held = broker.online or broker.connection_kind == "direct"
+        return held and broker.connected_hub_id not in (None, self._node_id)
+
+    def _may_call(self, broker: Broker) -> bool:
+        """Its row names nobody but this node, whose link is about to be released then; and its endpoint answers."""
+        return broker.connected_hub_id in (None, self._node_id) and self._endpoint_answers(broker)
 
     def _between_sockets(self, broker: Broker) -> bool:
         """It lost its socket a moment ago, and not by its own orderly close: most likely it is dialling. A row that

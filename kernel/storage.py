@@ -238,7 +238,7 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionClaim(msgspec.Struct, frozen=True, kw_only=True):
-    """A socket was accepted: the newest always wins."""
+    """A socket was accepted: the newest always wins. One of kind `direct` wins only what nobody holds."""
 
     broker_id: BrokerId
     node_id: NodeId
@@ -322,6 +322,8 @@ class BrokerRegistration(msgspec.Struct, frozen=True, kw_only=True):
     slug: str
     auto_provide: bool = False
     labels: dict[str, str] = {}
+    endpoint: str | None = None
+    """Its own HTTP address; None leaves what it had."""
     created_by: str
     by_admin: bool = False
     token_id: str
@@ -351,6 +353,8 @@ class BrokerEdit(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     labels: dict[str, str] | None = None
     auto_provide: bool | None = None
+    endpoint: str | None = None
+    """An empty one takes it away. A session over HTTP that uses another is cleared."""
     heartbeat: bool = False
     """Stamp `last_heartbeat`; it never makes the broker online."""
 
@@ -423,7 +427,8 @@ class Nodes(Protocol):
 
 class Sessions(Protocol):
     async def claim_session(self, claim: SessionClaim) -> SessionClaimed:
-        """Raises: NotFound when the broker is unknown or deleted."""
+        """Raises: NotFound when the broker is unknown or deleted; Overtaken when the session is `direct` and somebody
+        else holds the broker."""
         ...
 
     async def release_session(self, session: Session, code: int, sent: Sequence[IntentId]) -> Released:
@@ -454,6 +459,11 @@ class Intents(Protocol):
     async def poll(self, node_id: NodeId) -> list[BrokerId]:
         """The brokers whose socket this node holds and for which something is pending and due: one query, so that
         no cost grows with idle connections."""
+        ...
+
+    async def endpoints_waiting(self, limit: int) -> list[Broker]:
+        """Brokers that nobody holds and that have an endpoint, are not paused, and for which something is pending and
+        due: messages only while their agent runs."""
         ...
 
     async def find_key(self, key: IdempotencyKey) -> Repeated | None:

@@ -10,6 +10,7 @@ import msgspec
 from kernel.api.limits import Limits
 from kernel.clock import Clock
 from kernel.config.settings import Settings
+from kernel.directs import Directs
 from kernel.dispatch import Dispatcher
 from kernel.hooks import Hooks
 from kernel.host import Host
@@ -32,6 +33,7 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     hooks: Hooks
     dispatcher: Dispatcher
     links: Links
+    directs: Directs
     reports: Reports
     readiness: Readiness
     plugins: Callable[[], list[PluginRow]]

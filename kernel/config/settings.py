@@ -51,6 +51,7 @@ class ChannelSettings(msgspec.Struct, frozen=True, kw_only=True):
     send_deadline: Duration = 10.0
     handshake: Duration = 30.0
     frame_limit: Size = 1_048_576
+    direct_idle: Duration = 30.0
 
 
 class SweepSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,6 +65,7 @@ def a_request(**changes: Any) -> RouteRequest:
         "node_id": HERE,
         "socket_here": True,
         "held_elsewhere": False,
+        "direct": False,
         "hold": False,
         "now": False,
         "between_sockets": False,
@@ -221,7 +222,7 @@ class Strategy:
 
 
 def _sockets(broker: Broker) -> Iterator[dict[str, Any]]:
-    """Where the broker's socket may be: here, elsewhere, lost a moment ago, gone."""
+    """Where the broker's socket may be: here, elsewhere, lost a moment ago, gone; and then with an endpoint, too."""
     replace = msgspec.structs.replace
     yield {"broker": broker, "socket_here": True}
     elsewhere = replace(broker, connected_hub_id=ELSEWHERE)
@@ -229,6 +230,8 @@ def _sockets(broker: Broker) -> Iterator[dict[str, Any]]:
     for missing, between in ((1.0, True), (3_600.0, False)):
         away = replace(broker, online=False, connected_hub_id=None, missing_for=missing, disconnect_code=1006)
         yield {"broker": away, "socket_here": False, "between_sockets": between}
+        reached = replace(away, endpoint="https://broker.example")
+        yield {"broker": reached, "socket_here": False, "direct": True, "between_sockets": between}
 
 
 def _brokers(labels: Sequence[Mapping[str, str]]) -> Iterator[Broker]:

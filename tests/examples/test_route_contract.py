@@ -14,13 +14,13 @@ import pytest
 
 from kernel import Broker, Op, PlacementRequest, Route, RouteAdvice, RouteRequest, hookimpl
 from kernel.testing.routes import RouteContract, a_broker
-from plugins.routes import forward, hold, local, refuse
+from plugins.routes import direct, forward, hold, local, refuse
 
 REFUSE = RouteAdvice(route=Route.REFUSE, reason="because")
 Answer = Callable[[RouteRequest], Any]
 
 
-@pytest.mark.parametrize("module", [local, forward, hold, refuse])
+@pytest.mark.parametrize("module", [local, forward, direct, hold, refuse])
 def test_a_built_in_strategy_keeps_it(module: ModuleType) -> None:
     assert broken_tests(module) == {}
 

@@ -11,16 +11,17 @@ from kernel.agent import Phase
 from kernel.broker import Broker, BrokerId
 from kernel.intent import Op
 from kernel.route import PREDICATES, Route, RouteAdvice, RouteRequest, agrees, standard
-from plugins.routes import forward, hold, local, refuse
+from plugins.routes import direct, forward, hold, local, refuse
 
-STRATEGIES = (local.rank_route, forward.rank_route, hold.rank_route, refuse.rank_route)
+STRATEGIES = (local.rank_route, forward.rank_route, direct.rank_route, hold.rank_route, refuse.rank_route)
 
 
 class Row(NamedTuple):
-    """A snapshot in six yes-or-no facts, and what must come of it."""
+    """A snapshot in seven yes-or-no facts, and what must come of it."""
 
     here: bool
     elsewhere: bool
+    direct: bool
     paused: bool
     hold: bool
     now: bool
@@ -29,42 +30,60 @@ class Row(NamedTuple):
     reason: str
 
 
-L, F, H, R = Route.LOCAL, Route.FORWARD, Route.HOLD, Route.REFUSE
+L, F, D, H, R = Route.LOCAL, Route.FORWARD, Route.DIRECT, Route.HOLD, Route.REFUSE
 N, Y = False, True
 
 # fmt: off
 TABLE = [
-    #   here elsewhere paused hold now between
-    Row(Y, N, N, N, N, N, L, "socket_here"),
-    Row(Y, N, N, Y, N, N, L, "socket_here"),
-    Row(Y, N, N, N, Y, N, L, "socket_here"),
-    Row(Y, N, N, N, N, Y, L, "socket_here"),
-    Row(Y, N, Y, N, N, N, R, "paused"),
-    Row(Y, N, Y, Y, N, N, H, "nobody_home"),
-    Row(Y, N, Y, N, Y, N, R, "paused"),
-    Row(N, Y, N, N, N, N, F, "held_elsewhere"),
-    Row(N, Y, N, Y, N, N, F, "held_elsewhere"),
-    Row(N, Y, N, N, Y, N, F, "held_elsewhere"),
-    Row(N, Y, Y, N, N, N, R, "paused"),
-    Row(N, Y, Y, Y, N, N, H, "nobody_home"),
-    Row(N, Y, Y, N, Y, N, R, "paused"),
-    Row(N, N, N, N, N, N, R, "nobody_home"),
-    Row(N, N, N, Y, N, N, H, "nobody_home"),
-    Row(N, N, N, N, Y, N, R, "nobody_home"),
-    Row(N, N, N, Y, Y, N, R, "nobody_home"),
-    Row(N, N, N, N, N, Y, H, "between_sockets"),
-    Row(N, N, N, Y, N, Y, H, "nobody_home"),
-    Row(N, N, N, N, Y, Y, R, "nobody_home"),
-    Row(N, N, Y, N, N, N, R, "paused"),
-    Row(N, N, Y, Y, N, N, H, "nobody_home"),
-    Row(N, N, Y, N, N, Y, R, "paused"),
-    Row(N, N, Y, N, Y, Y, R, "paused"),
+    #   here elsewhere direct paused hold now between
+    Row(Y, N, N, N, N, N, N, L, "socket_here"),
+    Row(Y, N, N, N, Y, N, N, L, "socket_here"),
+    Row(Y, N, N, N, N, Y, N, L, "socket_here"),
+    Row(Y, N, N, N, N, N, Y, L, "socket_here"),
+    Row(Y, N, N, Y, N, N, N, R, "paused"),
+    Row(Y, N, N, Y, Y, N, N, H, "nobody_home"),
+    Row(Y, N, N, Y, N, Y, N, R, "paused"),
+    Row(N, Y, N, N, N, N, N, F, "held_elsewhere"),
+    Row(N, Y, N, N, Y, N, N, F, "held_elsewhere"),
+    Row(N, Y, N, N, N, Y, N, F, "held_elsewhere"),
+    Row(N, Y, N, Y, N, N, N, R, "paused"),
+    Row(N, Y, N, Y, Y, N, N, H, "nobody_home"),
+    Row(N, Y, N, Y, N, Y, N, R, "paused"),
+    Row(Y, N, Y, N, N, N, N, L, "socket_here"),
+    Row(N, Y, Y, N, N, N, N, F, "held_elsewhere"),
+    Row(N, N, Y, N, N, N, N, D, "has_endpoint"),
+    Row(N, N, Y, N, Y, N, N, D, "has_endpoint"),
+    Row(N, N, Y, N, N, Y, N, D, "has_endpoint"),
+    Row(N, N, Y, N, N, N, Y, D, "has_endpoint"),
+    Row(N, N, Y, Y, N, N, N, R, "paused"),
+    Row(N, N, Y, Y, Y, N, N, H, "nobody_home"),
+    Row(N, N, N, N, N, N, N, R, "nobody_home"),
+    Row(N, N, N, N, Y, N, N, H, "nobody_home"),
+    Row(N, N, N, N, N, Y, N, R, "nobody_home"),
+    Row(N, N, N, N, Y, Y, N, R, "nobody_home"),
+    Row(N, N, N, N, N, N, Y, H, "between_sockets"),
+    Row(N, N, N, N, Y, N, Y, H, "nobody_home"),
+    Row(N, N, N, N, N, Y, Y, R, "nobody_home"),
+    Row(N, N, N, Y, N, N, N, R, "paused"),
+    Row(N, N, N, Y, Y, N, N, H, "nobody_home"),
+    Row(N, N, N, Y, N, N, Y, R, "paused"),
+    Row(N, N, N, Y, N, Y, Y, R, "paused"),
 ]
 # fmt: on
+NOBODY = Row(N, N, N, N, N, N, N, R, "nobody_home")
+NOBODY_NOW = Row(N, N, N, N, N, Y, N, R, "nobody_home")
 
 
 def request(
-    *, here: bool, elsewhere: bool, paused: bool, hold: bool, now: bool, between: bool, op: Op = Op.START
+    *,
+    here: bool,
+    elsewhere: bool,
+    direct: bool,
+    paused: bool,
+    hold: bool,
+    now: bool,
+    between: bool,
+    op: Op = Op.START,
 ) -> RouteRequest:
     return RouteRequest(
         op=op,
@@ -77,6 +96,7 @@ def request(
         node_id="n",
         socket_here=here,
         held_elsewhere=elsewhere,
+        direct=direct,
         hold=hold,
         now=now,
         between_sockets=between,
@@ -85,14 +105,20 @@ def request(
 
 def of_row(row: Row) -> RouteRequest:
     return request(
-        here=row.here, elsewhere=row.elsewhere, paused=row.paused, hold=row.hold, now=row.now, between=row.between
+        here=row.here,
+        elsewhere=row.elsewhere,
+        direct=row.direct,
+        paused=row.paused,
+        hold=row.hold,
+        now=row.now,
+        between=row.between,
     )
 
 
 def every_request() -> list[RouteRequest]:
     return [
-        request(here=a, elsewhere=b, paused=c, hold=d, now=e, between=f)
-        for a, b, c, d, e, f in itertools.product((False, True), repeat=6)
+        request(here=a, elsewhere=b, direct=c, paused=d, hold=e, now=f, between=g)
+        for a, b, c, d, e, f, g in itertools.product((False, True), repeat=7)
     ]
 
 
@@ -118,7 +144,7 @@ def test_plugins_and_kernel_agree_on_every_snapshot() -> None:
 
 
 def test_a_socket_here_makes_a_socket_elsewhere_irrelevant() -> None:
-    both = request(here=True, elsewhere=True, paused=False, hold=False, now=False, between=False)
+    both = request(here=True, elsewhere=True, direct=False, paused=False, hold=False, now=False, between=False)
     assert standard(both).route is Route.LOCAL
 
 
@@ -129,13 +155,14 @@ def test_no_snapshot_is_without_an_answer_and_no_answer_contradicts_it() -> None
 
 
 def test_without_a_socket_local_is_a_contradiction() -> None:
-    asked = of_row(TABLE[13])
+    asked = of_row(NOBODY)
     assert not agrees(RouteAdvice(route=Route.LOCAL, reason="wishful"), asked)
     assert not agrees(RouteAdvice(route=Route.FORWARD, reason="wishful"), asked)
+    assert not agrees(RouteAdvice(route=Route.DIRECT, reason="wishful"), asked)
 
 
 def test_hold_contradicts_a_caller_who_does_not_wait() -> None:
-    asked = of_row(TABLE[15])
+    asked = of_row(NOBODY_NOW)
     assert not agrees(RouteAdvice(route=Route.HOLD, reason="later"), asked)
 
 

@@ -235,6 +235,38 @@ class LaneContract(StorageContract):
         await world.put_back(intent, retry_in=600.0)
         assert await world.storage.poll(world.node) == []
 
+    async def test_an_endpoint_waits_while_nobody_holds_its_broker_and_something_is_due(self, world: World) -> None:
+        async def waiting() -> bool:
+            return world.broker.id in [broker.id for broker in await world.storage.endpoints_waiting(1_000)]
+
+        agent = await world.new_agent()
+        intent = await world.claimed(Op.STOP, agent)
+        await world.disconnect()
+        assert not await waiting()
+        edit = BrokerEdit(broker_id=world.broker.id, endpoint="https://one.example")
+        await world.storage.edit_broker(edit)
+        assert await waiting()
+        await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, paused=True))
+        assert not await waiting()
+        await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, paused=False))
+        await world.connect(kind="direct")
+        assert not await waiting()
+        again = await world.claim()
+        assert [one.id for one in again.intents] == [intent.id]
+        await world.put_back(again.intents[0], retry_in=3600.0)
+        await world.disconnect()
+        assert not await waiting()
+
+    @pytest.mark.parametrize(("phase", "waits"), [(Phase.RUNNING, True), (Phase.STOPPED, False)])
+    async def test_an_endpoint_is_called_with_messages_while_their_agent_runs(
+        self, world: World, phase: Phase, waits: bool
+    ) -> None:
+        await world.record(Op.MESSAGE, await world.new_agent(phase))
+        await world.disconnect()
+        await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, endpoint="https://one.example"))
+        found = [broker.id for broker in await world.storage.endpoints_waiting(1_000)]
+        assert (world.broker.id in found) == waits
+
     async def test_the_poll_finds_one_broker_among_many(self, world: World) -> None:
         wanted = []
         for number in range(6):

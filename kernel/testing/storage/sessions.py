@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import anyio
@@ -9,7 +10,7 @@ import pytest
 
 from kernel.agent import Phase
 from kernel.broker import BrokerId, SessionId
-from kernel.errors import Invalid, NotFound
+from kernel.errors import Invalid, NotFound, Overtaken
 from kernel.intent import Intent, Op, State
 from kernel.node import Node, NodeId
 from kernel.storage import BrokerEdit, BrokerJoin, Progress, Reaped, SessionClaimed
@@ -91,6 +92,51 @@ class SessionContract(StorageContract):
         await world.disconnect()
         await world.connect(kind="direct")
         assert not (await world.read_broker()).online
+
+    async def test_a_direct_session_wins_only_what_nobody_holds(self, world: World) -> None:
+        held = world.session
+        with pytest.raises(Overtaken):
+            await world.connect(kind="direct")
+        assert (await world.read_broker()).connected_session_id == held.session_id
+        await world.disconnect()
+        direct = (await world.connect(kind="direct")).session
+        with pytest.raises(Overtaken):
+            await world.connect(kind="direct", node_id=NodeId(uuid()))
+        assert direct.epoch == held.epoch + 1
+
+    async def test_of_direct_claims_that_race_one_wins(self, world: World) -> None:
+        await world.disconnect()
+        won: list[SessionClaimed] = []
+
+        async def claim() -> None:
+            with contextlib.suppress(Overtaken):
+                won.append(await world.storage.claim_session(world.session_claim(kind="direct")))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(claim)
+        assert len(won) == 1
+
+    async def test_a_socket_replaces_a_direct_session(self, world: World) -> None:
+        await world.disconnect()
+        direct = (await world.connect(kind="direct")).session
+        claimed = await world.connect()
+        assert claimed.former == direct
+        assert claimed.session.epoch == direct.epoch + 1
+        assert (await world.read_broker()).online
+        assert await world.storage.renew([direct]) == (direct.session_id,)
+
+    async def test_another_endpoint_ends_a_direct_session_and_no_socket(self, world: World) -> None:
+        edit = BrokerEdit(broker_id=world.broker.id, endpoint="https://one.example")
+        assert (await world.storage.edit_broker(edit)).endpoint == "https://one.example"
+        assert (await world.read_broker()).connected_session_id == world.session.session_id
+        await world.disconnect()
+        direct = (await world.connect(kind="direct")).session
+        await world.storage.edit_broker(edit)
+        assert await world.storage.renew([direct]) == ()
+        changed = await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, endpoint=""))
+        assert (changed.endpoint, changed.connected_session_id) == (None, None)
+        assert await world.storage.renew([direct]) == (direct.session_id,)
 
     async def test_a_heartbeat_never_makes_a_broker_online(self, world: World) -> None:
         await world.disconnect()

@@ -69,6 +69,7 @@ _INSERT = Query[Any](
         slug=param("slug"),
         labels=param("labels"),
         auto_provide=param("auto_provide"),
+        endpoint=param("endpoint"),
         created_by=param("created_by"),
         created=NOW,
         updated=NOW,
@@ -81,6 +82,7 @@ _AGAIN = Query[Any](
         slug=param("to_slug"),
         labels=param("to_labels"),
         auto_provide=param("to_auto_provide"),
+        endpoint=sa.func.coalesce(param("to_endpoint", sa.Text()), _b.endpoint),
         deleted_at=None,
         updated=NOW,
         lock_version=_b.lock_version + 1,
@@ -115,6 +117,7 @@ def register_broker(tx: Tx, asked: BrokerRegistration) -> Registered:
             slug=asked.slug,
             labels=asked.labels,
             auto_provide=asked.auto_provide,
+            endpoint=asked.endpoint,
             created_by=asked.created_by,
         )
     else:
@@ -138,7 +141,10 @@ def _register_again(tx: Tx, known: Broker, asked: BrokerRegistration) -> None:
         to_slug=asked.slug,
         to_labels=asked.labels,
         to_auto_provide=asked.auto_provide,
+        to_endpoint=asked.endpoint,
     )
+    if asked.endpoint and asked.endpoint != known.endpoint:
+        tx.run(_LET_GO, which=known.id)
 
 
 # -- credentials --------------------------------------------------------------------------------------------
@@ -194,13 +200,20 @@ def join_broker(tx: Tx, join: BrokerJoin) -> Broker:
     if token is None or token[1] is not None:
         raise InvalidJoinToken()
     if tx.run(_USE_TOKEN, hashed=join.token_hash) == 0:
-        raise ExpiredJoinToken()
+        _refuse(tx.one(_FIND_TOKEN, hashed=join.token_hash, broker=broker_id))
     tx.run(_REVOKE, which=broker_id)
     tx.run(_SECRET, broker=broker_id, key=join.key_id, sealed_key=join.sealed)
     tx.run(_JOINED, which=broker_id, runs=join.version, can=join.capabilities)
     joined = tx.one(_BY_ID, ref=broker_id)
     assert joined is not None
     return joined
+
+
+def _refuse(token: tuple[Instant, Instant | None] | None) -> None:
+    """Somebody else used it in between, or its time is over."""
+    if token is None or token[1] is not None:
+        raise InvalidJoinToken()
+    raise ExpiredJoinToken()
 
 
 def broker_secrets_of(tx: Tx, broker_id: BrokerId) -> list[SealedSecret]:
@@ -231,12 +244,25 @@ _EDIT = Query[Any](
         auto_provide=sa.func.coalesce(param("to_auto_provide", Flag()), _b.auto_provide),
         name=sa.func.coalesce(param("to_name", sa.Text()), _b.name),
         labels=sa.func.coalesce(param("to_labels", _b.labels.type), _b.labels),
+        endpoint=sa.func.nullif(sa.func.coalesce(param("to_endpoint", sa.Text()), _b.endpoint), ""),
         last_heartbeat=sa.case((param("beats", sa.Integer()) == 1, NOW), else_=_b.last_heartbeat),
         updated=NOW,
         lock_version=_b.lock_version + 1,
     )
     .where(_b.id == param("which"), _live)
 )
+_LET_GO = Query[Any](
+    sa.update(runtime_brokers)
+    .values(
+        connected_hub_id=None,
+        connected_session_id=None,
+        connection_kind=None,
+        disconnected_at=NOW,
+        lock_version=_b.lock_version + 1,
+    )
+    .where(_b.id == param("which"), _b.connection_kind == "direct")
+)
+"""Its endpoint is another: whoever calls the old one has lost the broker, and its renewal tells it so."""
 _DELETE = Query[Any](
     sa.update(runtime_brokers)
     .values(
@@ -262,6 +288,7 @@ _LIVE_AGENTS = Query[int](
 def edit_broker(tx: Tx, edit: BrokerEdit) -> Broker:
     """Raises: NotFound; AlreadyExists when the new name is taken."""
     which = edit.broker_id.lower() if is_uuid(edit.broker_id) else NOBODY
+    before = tx.one(_BY_ID, ref=which) if edit.endpoint is not None else None
     tx.run(
         _EDIT,
         which=which,
@@ -270,8 +297,11 @@ def edit_broker(tx: Tx, edit: BrokerEdit) -> Broker:
         to_auto_provide=edit.auto_provide,
         to_name=edit.name,
         to_labels=edit.labels,
+        to_endpoint=edit.endpoint,
         beats=int(edit.heartbeat),
     )
+    if before and before.endpoint != (edit.endpoint or None):
+        tx.run(_LET_GO, which=which)
     broker = tx.one(_BY_ID, ref=which)
     if broker is None:
         raise NotFound(f"there is no broker {edit.broker_id}")

@@ -7,10 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
+from kernel import Broker, BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param
+from plugins.storage.ledger.rows import BROKER
 from plugins.storage.schema import Flag, agents, messages, runtime_brokers
 
 _b = runtime_brokers.c
@@ -182,6 +183,45 @@ _POLL = [_poll(home) for home in HOMES]
 def poll(tx: Tx, node_id: NodeId) -> list[BrokerId]:
     found = [broker_id for query in _POLL for broker_id in tx.all(query, node=node_id)]
     return list(dict.fromkeys(found))
+
+
+# -- what nobody holds and an endpoint might take ------------------------------------------------------------
+
+
+def _endpoints(home: Home) -> Query[Broker]:
+    waiting = brokers_waiting(home)
+    found: Any = sa.select(sa.literal_column("1")).select_from(home.table)
+    if home is MESSAGES:
+        runs = sa.and_(agents.c.id == messages.c.recipient_agent_id, agents.c.phase == Phase.RUNNING)
+        found = found.join(agents, runs)
+    due = (
+        found.where(
+            home.c.broker_id == _b.id,
+            home.unfinished(),
+            home.state == State.PENDING,
+            home.c.deadline_at > NOW,
+            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
+        )
+        .correlate(runtime_brokers)
+        .exists()
+    )
+    reachable = sa.and_(
+        _b.id == waiting.c.broker,
+        _b.endpoint.is_not(None),
+        _b.connected_hub_id.is_(None),
+        _b.deleted_at.is_(None),
+        sa.not_(_b.paused),
+    )
+    joined = sa.select(*BROKER.columns).select_from(waiting).join(runtime_brokers, reachable)
+    return Query(joined.where(due).limit(param("take")), BROKER.read)
+
+
+_ENDPOINTS = [_endpoints(home) for home in HOMES]
+
+
+def endpoints_waiting(tx: Tx, limit: int) -> list[Broker]:
+    found = {broker.id: broker for query in _ENDPOINTS for broker in tx.all(query, take=limit)}
+    return list(found.values())[:limit]
 
 
 # -- progress -----------------------------------------------------------------------------------------------

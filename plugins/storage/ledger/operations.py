@@ -129,6 +129,9 @@ class Operations(ABC):
     async def poll(self, node_id: NodeId) -> list[BrokerId]:
         return await self._read(lambda tx: claims.poll(tx, node_id))
 
+    async def endpoints_waiting(self, limit: int) -> list[Broker]:
+        return await self._read(lambda tx: claims.endpoints_waiting(tx, limit))
+
     async def find_key(self, key: IdempotencyKey) -> Repeated | None:
         return await self._read(lambda tx: keys.find_key(tx, key))
 

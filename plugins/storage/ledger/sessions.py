@@ -14,6 +14,7 @@ from kernel import (
     IntentId,
     NodeId,
     NotFound,
+    Overtaken,
     Reaped,
     Released,
     Session,
@@ -59,13 +60,18 @@ _CLAIM = Query[int](
 
 
 def claim_session(tx: Tx, claim: SessionClaim) -> SessionClaimed:
-    """Raises: NotFound when the broker is unknown or deleted."""
+    """Over HTTP only what nobody holds: the row is locked, so that of two nodes one finds the other.
+
+    Raises: NotFound when the broker is unknown or deleted; Overtaken.
+    """
     broker = tx.one(_FIND_LOCKED, which=claim.broker_id.lower()) if is_uuid(claim.broker_id) else None
     if broker is None:
         raise NotFound(f"there is no broker {claim.broker_id}: register it and join again")
     former = _holder(broker)
     if former and (former.node_id, former.session_id) == (claim.node_id, claim.session_id):
         return SessionClaimed(session=former, broker=broker, former=None, redriven=Moves().changed())
+    if former and claim.kind == "direct":
+        raise Overtaken(f"broker {broker.name} is held by node {former.node_id}")
     session = Session(
         broker_id=broker.id, node_id=claim.node_id, session_id=claim.session_id, epoch=_raised(tx, broker, claim)
     )
