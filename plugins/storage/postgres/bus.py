@@ -147,7 +147,8 @@ class PostgresSignals:
             self._health.heard(probe.took)
         elif self._listener.up:
             self._health.deaf(self._outgoing.fault)
-            self._listener.reopen()
+            if not self._outgoing.fault:  # else the listener may well hear the others
+                self._listener.reopen()
 
     def _came_back(self, nonces: tuple[str, ...]) -> None:
         probe = self._probe
