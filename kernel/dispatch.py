@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
 import anyio
 import anyio.abc
+import msgspec
 
 from kernel.agent import Phase
 from kernel.answers import Answers, WaitSettings
@@ -22,7 +25,7 @@ from kernel.link import Link
 from kernel.links import Links
 from kernel.node import NodeId
 from kernel.observe import Observer
-from kernel.plan import Planner
+from kernel.plan import Planned, Planner
 from kernel.pulse import Pulse
 from kernel.route import Route, RouteRequest
 from kernel.routing import Routing
@@ -117,14 +120,18 @@ class Dispatcher:
         if decided.advice.route is Route.DIRECT:
             await self._reach(call, decided.request.broker)
         waiter.recorded = True
-        recorded = await self._record(call, plan)
+        recorded = await self._record(
+            Recording(
+                intents=(plan,),
+                key=call.key,
+                agent=call.new_agent,
+                provider=call.provider,
+                supersedes_starts=call.op in ENDS_RUN and self._pulse.may_judge,
+            )
+        )
         if recorded.repeated and recorded.repeated.intent_id:
             return await self._answers.found(recorded.repeated.intent_id)
-        started = self._clock.monotonic()
-        self._signals.signal(
-            self._owner(decided.request), Signal(kind=SignalKind.WORK, broker_id=plan.broker_id, ids=(plan.id,))
-        )
-        self._observer.stage("signal", self._clock.monotonic() - started)
+        self._wake_owners([Planned(intent=plan, owner=self._owner(decided.request))])
         return recorded.intents[0]
 
     async def _reach(self, call: Call, broker: Broker) -> None:
@@ -134,6 +141,28 @@ class Dispatcher:
             self._directs.want(broker)
         else:
             await self._directs.hold(broker)
+
+    async def plan(self, call: Call) -> Planned:
+        """Route one of many calls that are recorded together. Raises: why it is refused."""
+        intent_id = IntentId(self._clock.uuid7())
+        decided = self._routing.decide(call, intent_id)
+        if decided.advice.route is Route.DIRECT:
+            await self._reach(call, decided.request.broker)
+        intent = self._planner.plan(call, intent_id, decided.advice.route, decided.why)
+        return Planned(intent=msgspec.structs.replace(intent, key=call.key), owner=self._owner(decided.request))
+
+    async def accept_together(
+        self, planned: Sequence[Planned], *, key: IdempotencyKey | None, answer: bytes
+    ) -> Recorded:
+        """Record many in one transaction, all or none, and wake each owner once. With a key, `answer` is kept."""
+        if self.draining:
+            raise Draining()
+        recorded = await self._record(
+            Recording(intents=tuple(one.intent for one in planned), key=key, answer=answer if key else None)
+        )
+        if recorded.repeated is None and not recorded.taken:
+            self._wake_owners(planned)
+        return recorded
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:
         """LOCAL without a write (design/dispatch.md section 6): nothing waits, no key, and this node is sure of
@@ -155,17 +184,9 @@ class Dispatcher:
         self.lanes.enter(Work(intent=intent, link=link, until=until, plan=plan, view=call.view, values=call.values))
         return intent
 
-    async def _record(self, call: Call, plan: NewIntent) -> Recorded:
+    async def _record(self, recording: Recording) -> Recorded:
         started = self._clock.monotonic()
-        recorded = await self._storage.record(
-            Recording(
-                intents=(plan,),
-                key=call.key,
-                agent=call.new_agent,
-                provider=call.provider,
-                supersedes_starts=call.op in ENDS_RUN and self._pulse.may_judge,
-            )
-        )
+        recorded = await self._storage.record(recording)
         self._observer.stage("record", self._clock.monotonic() - started)
         self._observer.tell(recorded.transitions)
         for superseded in recorded.superseded:
@@ -176,6 +197,16 @@ class Dispatcher:
         if request.socket_here or not request.held_elsewhere:
             return self._pulse.node_id
         return NodeId(request.broker.connected_hub_id or "")
+
+    def _wake_owners(self, planned: Sequence[Planned]) -> None:
+        """One signal for each broker, however many of its intents were recorded."""
+        started = self._clock.monotonic()
+        woken: defaultdict[tuple[NodeId | None, str], list[str]] = defaultdict(list)
+        for one in planned:
+            woken[one.owner, one.intent.broker_id].append(one.intent.id)
+        for (owner, broker_id), ids in woken.items():
+            self._signals.signal(owner, Signal(kind=SignalKind.WORK, broker_id=broker_id, ids=tuple(ids)))
+        self._observer.stage("signal", self._clock.monotonic() - started)
 
     def wake(self, broker_id: str) -> None:
         """Something of this broker may be claimable now, on whichever node holds it."""

@@ -29,6 +29,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     read: bool = False
     agent_id: str | None = None
     group_id: str | None = None
+    """What was said to several agents in one call has the same."""
+    broadcasted: bool = False
+    """It was said to a whole project."""
     envelope: dict[str, Any] = {}
     dispatch_state: State = State.NONE
     created: Instant = Instant(0)

@@ -19,6 +19,13 @@ from kernel.storage import NewIntent
 from kernel.tunnel import RUNS
 
 
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """One of many calls that are recorded together: its intent, and who is woken for it."""
+
+    intent: NewIntent
+    owner: NodeId | None
+
+
 class Spans(Protocol):
     """Seconds until an intent's deadline, by what it is."""
 

@@ -90,6 +90,8 @@ class NewIntent(msgspec.Struct, frozen=True, kw_only=True):
     requeued_from: IntentId | None = None
     message: Message | None = None
     """The message that is its own intent (op `message`); its id is the intent's."""
+    key: IdempotencyKey | None = None
+    """Its own, where the recording's covers many."""
     attempts: int = 0
     claim: Session | None = None
     """With it the row is born `in_progress` under this session, or `pending` if its epoch has moved."""
@@ -104,6 +106,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
 
     intents: tuple[NewIntent, ...] = ()
     key: IdempotencyKey | None = None
+    answer: bytes | None = None
+    """Kept with the key of a call that makes many intents: what a repeat is told."""
     agent: Agent | None = None
     """A new agent's row, written in the same transaction as its `create`."""
     provider: Provider | None = None
@@ -116,6 +120,8 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     superseded: tuple[Intent, ...] = ()
     transitions: tuple[Transition, ...] = ()
     repeated: Repeated | None = None
+    taken: tuple[IntentId, ...] = ()
+    """Those whose own keys were used before: nothing was written at all; ask without them."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +219,8 @@ class IntentFilter(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     broker_id: str | None = None
     project_id: str | None = None
+    group_id: str | None = None
+    """Messages that were said together."""
 
 
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
@@ -446,7 +454,7 @@ class Intents(Protocol):
         """Commit a call before it is acknowledged. An id that exists already answers its row.
 
         Raises:
-            IdempotencyConflict: the key was used for another request.
+            IdempotencyConflict: the key, or one of the intents' own, was used for another request.
             AlreadyExists: the agent's slug is taken in its project.
         """
         ...

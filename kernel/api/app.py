@@ -10,6 +10,7 @@ import falcon.asgi
 from falcon.asgi import WebSocket
 
 from kernel.api.agents import Agents
+from kernel.api.batches import Batch, Broadcast
 from kernel.api.brokers import Brokers, Join
 from kernel.api.connect import Connect
 from kernel.api.dispatches import Dispatches
@@ -56,7 +57,7 @@ def build_app(edge: Edge) -> Application:
 
 def _paths(edge: Edge, limits: Limits) -> list[tuple[str, Any, str | None]]:
     health, fleet, nodes, projects = Health(edge), Fleet(edge), Nodes(edge), Projects(edge)
-    brokers, dispatches, inbox = Brokers(edge), Dispatches(edge), Inbox(edge)
+    brokers, dispatches, inbox, broadcast = Brokers(edge), Dispatches(edge), Inbox(edge), Broadcast(edge)
     paths: list[tuple[str, Any, str | None]] = [
         ("/healthz", health, "alive"),
         ("/readyz", health, "ready"),
@@ -74,6 +75,7 @@ def _paths(edge: Edge, limits: Limits) -> list[tuple[str, Any, str | None]]:
         (f"{BASE}/runtime-brokers/{{broker}}/resume", brokers, "resume"),
         (f"{BASE}/runtime-brokers/{{broker}}/heartbeat", brokers, "heartbeat"),
         (f"{BASE}/messages", inbox, None),
+        (f"{BASE}/messages/batch", Batch(edge), None),
         (f"{BASE}/messages/{{message}}/read", inbox, "read"),
         (f"{BASE}/dispatches", dispatches, None),
         (f"{BASE}/dispatches/{{dispatch}}", dispatches, "one"),
@@ -84,6 +86,7 @@ def _paths(edge: Edge, limits: Limits) -> list[tuple[str, Any, str | None]]:
     for name in ("projects", "groves"):
         paths.append((f"{BASE}/{name}", projects, None))
         paths.append((f"{BASE}/{name}/{{project}}", projects, "one"))
+        paths.append((f"{BASE}/{name}/{{project}}/broadcast", broadcast, None))
     return paths + _agent_paths(edge)
 
 

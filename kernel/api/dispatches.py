@@ -21,6 +21,7 @@ class DispatchQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
     agent_id: str | None = None
     broker_id: str | None = None
     project_id: str | None = None
+    group_id: str | None = None
 
     @property
     def where(self) -> IntentFilter:
@@ -30,6 +31,7 @@ class DispatchQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
             agent_id=self.agent_id,
             broker_id=self.broker_id,
             project_id=self.project_id,
+            group_id=self.group_id,
         )
 
 

@@ -13,6 +13,7 @@ from kernel.api.exchange import Asked, Responded, Seen
 from kernel.api.limits import Limits
 from kernel.api.routes import Route
 from kernel.errors import Draining, Forbidden, Misbehaved, RateLimited, Unauthenticated
+from kernel.hooks import Hooks
 from kernel.session import Principal, Resource
 
 log = logging.getLogger(__name__)
@@ -104,14 +105,7 @@ class Gate:
             project_id=params.get("project"),
             broker_id=params.get("broker"),
         )
-        try:
-            answer = await self._edge.hooks.authorize.ask(principal, route.action, resource)
-        except Misbehaved as fault:
-            raise Forbidden(f"nothing is allowed: {fault.message}") from fault
-        if answer is None:
-            raise Forbidden(f"nothing allows {principal} to do {route.action}")
-        if not answer.value.allowed:
-            raise Forbidden(answer.value.reason)
+        await check_allowed(self._edge.hooks, principal, route.action, resource)
 
     # -- afterwards ----------------------------------------------------------------------------------------------
 
@@ -122,3 +116,15 @@ class Gate:
         if log.isEnabledFor(level):
             path = req.scope.get("raw_path", b"").decode("latin-1")
             log.log(level, "%s %s %s %.4f request=%s", req.method, path, resp.status_code, seconds, req.request_id)
+
+
+async def check_allowed(hooks: Hooks, principal: Principal, action: str, resource: Resource) -> None:
+    """Raises: Forbidden; whatever the hooks cannot say is a no."""
+    try:
+        answer = await hooks.authorize.ask(principal, action, resource)
+    except Misbehaved as fault:
+        raise Forbidden(f"nothing is allowed: {fault.message}") from fault
+    if answer is None:
+        raise Forbidden(f"nothing allows {principal} to do {action}")
+    if not answer.value.allowed:
+        raise Forbidden(answer.value.reason)

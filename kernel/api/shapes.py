@@ -117,6 +117,7 @@ def message(row: Message) -> dict[str, Any]:
         "read": row.read,
         "agentId": row.agent_id,
         "groupId": row.group_id,
+        "broadcasted": row.broadcasted,
         "dispatchState": row.dispatch_state,
         "created": instants.written(row.created),
     }

@@ -156,7 +156,7 @@ async def test_nobodys_inbox_is_empty_and_its_messages_unknown(ours: Scene) -> N
         ({"message": 7}, "message"),
         ({"structured_message": {"msg": 7}}, "structured_message.msg"),
         ({"structured_message": {"msg": "a", "type": 7}}, "structured_message.type"),
-        ({"structured_message": {"msg": "a", "recipient": "group[a,b]"}}, "structured_message.recipient"),
+        ({"structured_message": {"msg": "a", "recipient": "group[a,b"}}, "structured_message.recipient"),
         ({"message": "a", "interrupt": "yes"}, "interrupt"),
     ],
 )

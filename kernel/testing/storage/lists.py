@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from kernel.agent import AgentChange
@@ -54,6 +55,22 @@ class ListContract(StorageContract):
         where = IntentFilter()
         found = await walk(lambda page: world.storage.list_intents(where, page), "created_at", limit)
         assert ids(found) == expected
+
+    async def test_messages_that_were_said_together_are_listed_together(self, world: World) -> None:
+        group, agents = uuid(), [await world.new_agent() for _ in range(3)]
+        new = [world.intent(Op.MESSAGE, agent) for agent in agents]
+        said = [
+            msgspec.structs.replace(one, message=world.message(one.id, agent, group_id=group, broadcasted=True))
+            for one, agent in zip(new, agents, strict=True)
+        ]
+        await world.storage.record(Recording(intents=(*said, world.intent(Op.MESSAGE, agents[0]))))
+        where = IntentFilter(group_id=group.upper())
+        assert set(ids(await world.storage.list_intents(where, Page()))) == {one.id for one in new}
+        assert await world.storage.count_intents(where) == 3
+        assert await world.storage.list_intents(IntentFilter(group_id=group, op=Op.STOP), Page()) == []
+        assert await world.storage.list_intents(IntentFilter(group_id="no id"), Page()) == []
+        [message] = await world.storage.list_messages(agents[1].id, Page())
+        assert (message.group_id, message.broadcasted) == (group, True)
 
     async def test_what_comes_while_a_list_is_walked_disturbs_nothing(self, world: World) -> None:
         expected = await self._intents(world, 20)

@@ -141,6 +141,48 @@ class RecordingContract(StorageContract):
         assert repeated is not None
         assert repeated.intent_id == new[0].id
 
+    async def test_a_thousand_intents_are_one_commit_and_keep_their_order(self, world: World) -> None:
+        agents = [await world.new_agent() for _ in range(5)]
+        new = tuple(world.intent(Op.MESSAGE, agents[n % 5]) for n in range(1000))
+        recorded = await world.storage.record(Recording(intents=new))
+        assert ids(recorded.intents) == [one.id for one in new]
+        numbers = [intent.seq for intent in recorded.intents]
+        assert numbers == sorted(set(numbers))
+        again = await world.storage.record(Recording(intents=new))
+        assert ids(again.intents) == ids(recorded.intents)
+        assert again.transitions == ()
+
+    async def test_the_answer_of_a_call_that_makes_many_is_kept_with_its_key(self, world: World) -> None:
+        agent = await world.new_agent()
+        first, later = (tuple(world.intent(Op.MESSAGE, agent) for _ in range(2)) for _ in range(2))
+        await world.storage.record(Recording(intents=first, key=key(), answer=b"first"))
+        repeated = await world.storage.record(Recording(intents=later, key=key(), answer=b"later"))
+        assert repeated.repeated is not None
+        assert repeated.repeated.answer == b"first"
+        assert await world.storage.find_intents([new.id for new in later]) == []
+        with pytest.raises(IdempotencyConflict):
+            await world.storage.record(Recording(intents=later, key=key(request="other"), answer=b"later"))
+
+    async def test_an_answer_about_nobody_is_kept_too(self, world: World) -> None:
+        await world.storage.record(Recording(key=key(), answer=b"nobody"))
+        found = await world.storage.find_key(key())
+        assert found is not None
+        assert (found.intent_id, found.answer) == (None, b"nobody")
+
+    async def test_each_of_many_may_have_a_key_of_its_own(self, world: World) -> None:
+        agent = await world.new_agent()
+        one, two, three = (world.intent(Op.MESSAGE, agent, key=key(name)) for name in ("a", "b", "a"))
+        await world.storage.record(Recording(intents=(one, two)))
+        found = await world.storage.find_key(key("b"))
+        assert found is not None
+        assert found.intent_id == two.id
+        other = world.intent(Op.MESSAGE, agent)
+        again = await world.storage.record(Recording(intents=(three, other), key=key()))
+        assert again.taken == (three.id,)
+        assert again.intents == ()
+        assert await world.storage.find_intents([three.id, other.id]) == []
+        assert await world.storage.find_key(key()) is None
+
     async def test_a_bad_one_of_many_stores_none(self, world: World) -> None:
         agent = await world.new_agent()
         good, bad = world.intent(Op.STOP, agent), _with(world.intent(Op.MESSAGE, agent), None)

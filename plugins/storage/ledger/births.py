@@ -9,8 +9,10 @@ import sqlalchemy as sa
 
 from kernel import (
     STARTS,
+    IdempotencyKey,
     Instant,
     Intent,
+    IntentId,
     Invalid,
     Message,
     NewIntent,
@@ -62,7 +64,7 @@ _SHARED = (
 )  # fmt: skip
 _OF_MESSAGE = (
     "sender", "sender_id", "recipient", "recipient_id", "msg", "type", "urgent", "read", "agent_id", "group_id",
-    "envelope",
+    "broadcasted", "envelope",
 )  # fmt: skip
 
 
@@ -93,14 +95,17 @@ def record(tx: Tx, recording: Recording) -> Recorded:
 
     Raises: IdempotencyConflict; AlreadyExists when the agent's slug is taken; Invalid.
     """
-    if recording.key:
-        in_turn(tx, recording.key)
+    for key in sorted(_keys(recording), key=lambda key: (key.principal, key.key)):  # in one order, whoever asks
+        in_turn(tx, key)
     repeated = _repeated(tx, recording)
     if repeated:
         return Recorded(repeated=repeated)
-    known = [known_before(tx, new) for new in recording.intents]
-    if known and None not in known:
+    if recording.intents and known_before(tx, recording.intents[0]):  # one of them is there: all of them are
+        known = (known_before(tx, new) for new in recording.intents)
         return Recorded(intents=tuple(intent for intent in known if intent))
+    taken = _taken(tx, recording)
+    if taken:
+        return Recorded(taken=taken)
     if recording.provider:
         provide(tx, recording.provider)
     if recording.agent:
@@ -109,7 +114,10 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     superseded = _supersede(tx, recording, transitions) if recording.supersedes_starts else []
     intents = [_begin(tx, new, transitions) for new in recording.intents]
     if recording.key:
-        keep_key(tx, recording.key, intent_id=intents[0].id if intents else None)
+        keep_key(tx, recording.key, intent_id=intents[0].id if intents else None, answer=recording.answer)
+    for new in recording.intents:
+        if new.key:
+            keep_key(tx, new.key, intent_id=new.id)
     return Recorded(intents=tuple(intents), superseded=tuple(superseded), transitions=tuple(transitions))
 
 
@@ -123,6 +131,15 @@ def _repeated(tx: Tx, recording: Recording) -> Repeated | None:
     found = find_key(tx, recording.key) if recording.key else None
     mine = {new.id for new in recording.intents}
     return None if found is None or found.intent_id in mine else found
+
+
+def _keys(recording: Recording) -> list[IdempotencyKey]:
+    return [key for key in (recording.key, *(new.key for new in recording.intents)) if key]
+
+
+def _taken(tx: Tx, recording: Recording) -> tuple[IntentId, ...]:
+    """Intents whose own keys somebody used before."""
+    return tuple(new.id for new in recording.intents if new.key and find_key(tx, new.key))
 
 
 def _supersede(tx: Tx, recording: Recording, transitions: list[Transition]) -> list[Intent]:

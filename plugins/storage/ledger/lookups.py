@@ -60,10 +60,11 @@ def count_intents(tx: Tx, where: IntentFilter) -> int:
 
 
 def _homes(where: IntentFilter) -> tuple[Home, ...]:
-    ids = (where.agent_id, where.broker_id, where.project_id)
+    ids = (where.agent_id, where.broker_id, where.project_id, where.group_id)
     if any(given is not None and not is_uuid(given) for given in ids):
         return ()
-    return HOMES if where.op is None else (home_of(where.op),)
+    homes = HOMES if where.op is None else (home_of(where.op),)
+    return homes if where.group_id is None else tuple(home for home in homes if home is MESSAGES)
 
 
 def _given(where: IntentFilter) -> frozenset[str]:
@@ -71,7 +72,7 @@ def _given(where: IntentFilter) -> frozenset[str]:
 
 
 def _values(where: IntentFilter) -> dict[str, Any]:
-    ids = {name: getattr(where, name) for name in ("agent_id", "broker_id", "project_id")}
+    ids = {name: getattr(where, name) for name in ("agent_id", "broker_id", "project_id", "group_id")}
     values: dict[str, Any] = {f"of_{name}": given.lower() for name, given in ids.items() if given is not None}
     if where.op is not None and where.op is not Op.MESSAGE:
         values["of_op"] = where.op
@@ -86,6 +87,8 @@ def _terms(home: Home, given: frozenset[str], state: State | None) -> list[Any]:
         "of_project_id": home.c.project_id,
         "of_op": home.op,
     }
+    if home is MESSAGES:
+        columns["of_group_id"] = home.c.group_id
     terms: list[Any] = [columns[name] == param(name) for name in sorted(given)]
     terms.append(home.is_intent)
     if state is not None:
