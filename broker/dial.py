@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _OPENING = 15.0
 _CLOSING = 2.0
 _LONGEST_RETRY_AFTER = 60.0
+_HAND_OVER_PAUSE = 2.0
+"""Longest pause between two dials of a hand-over, in seconds: the old socket stands only until its deadline."""
 _STRANGER = frozenset({401, 404})
 """The hub does not know us, unless it only minds the clock or the nonce."""
 _NOT_STRANGE = frozenset({"clock_skew", "replay_detected"})
@@ -81,6 +83,8 @@ class Dialler:
         self._instance = str(uuid.uuid4())
         self._backoff = Backoff(settings.backoff, settings.backoff_most)
         self._turn = 0
+        self._alone_since: float | None = None
+        """When the last session ended, while there is none; None before the first."""
         self.session: Session | None = None
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
@@ -125,21 +129,25 @@ class Dialler:
         assert advice is not None, "set before the event"
         with anyio.move_on_after(session.advised_at + advice.after_ms / 1000 - anyio.current_time()):
             await session.over.wait()
+        backoff = Backoff(self._settings.backoff, _HAND_OVER_PAUSE)
         while not session.over.is_set():
             try:
                 successor = await self._dial(tasks)
             except Refused as refused:
                 log.warning("hand-over: %s", refused)
-                with anyio.move_on_after(self._backoff.pause()):
+                with anyio.move_on_after(backoff.pause()):
                     await session.over.wait()
             else:
-                tasks.start_soon(self._let_go, session, advice.deadline_ms)
+                tasks.start_soon(self._let_go, session, advice)
                 return successor
         return None
 
-    async def _let_go(self, session: Session, deadline_ms: int | None) -> None:
+    async def _let_go(self, session: Session, advice: wire.Reconnect) -> None:
         """Answers go out on the socket that asked as long as it stands."""
-        with anyio.move_on_after(self._settings.handshake if deadline_ms is None else deadline_ms / 1000):
+        left = self._settings.handshake
+        if advice.deadline_ms is not None:
+            left = session.advised_at + advice.deadline_ms / 1000 - anyio.current_time()
+        with anyio.move_on_after(left):
             await session.idle.wait()
         await session.close(reason="reconnect")
 
@@ -188,9 +196,24 @@ class Dialler:
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as fault:
             raise Refused(f"{hub} cannot be dialled: {str(fault) or type(fault).__name__}") from fault
         tasks.start_soon(self._run, session)
+        self._tell_gap(session)
         self.session = session
         self._reporter.attach(session)
         return session
+
+    def _tell_gap(self, session: Session) -> None:
+        """How long this broker was without a session: nothing in a hand-over that went well."""
+        stands = self.session is not None and not self.session.over.is_set()
+        gap = 0.0 if stands or self._alone_since is None else session.since - self._alone_since
+        self._alone_since = None
+        connected = session.connected
+        log.info(
+            "connected to %s: session %s, epoch %s, gap %.3f s",
+            session.hub,
+            connected.session_id,
+            connected.epoch,
+            gap,
+        )
 
     async def _open(self, hub: str) -> ClientConnection:
         identity, settings = self._identity, self._settings
@@ -234,7 +257,6 @@ class Dialler:
             raise Refused(f"{hub} did not begin with `connected`: {fault}") from fault
         except Unkept as fault:
             raise Refused(f"the session with {hub} cannot begin: {fault}") from fault
-        log.info("connected to %s: session %s, epoch %s", hub, frame.session_id, frame.epoch)
         return Session(socket, frame, hub, self._identity.key(), self._settings)
 
     async def _run(self, session: Session) -> None:
@@ -244,6 +266,7 @@ class Dialler:
             self._reporter.detach(session)
             if self.session is session:
                 self.session = None
+                self._alone_since = anyio.current_time()
 
 
 async def _first_of(event: anyio.Event, scope: anyio.CancelScope) -> None:

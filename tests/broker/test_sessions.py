@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import anyio
@@ -104,7 +105,46 @@ async def test_reconnect_dials_the_next_hub_before_it_leaves(hub: FakeHub, idle_
 
         await eventually(left, "the old socket to be closed")
         assert hub.closed == [(0, 1000, "reconnect")]
+        assert gaps(idle_broker) == [0.0, 0.0]
         assert (await second.event("agent_status", phase="stopped"))["agentId"] == agent.id
+
+
+def gaps(broker: BrokerProcess) -> list[float]:
+    """For each session, how long the broker was without one before."""
+    return [float(gap) for gap in re.findall(r"connected to .* gap (\d+\.\d+) s", broker.process.tail())]
+
+
+async def test_a_broker_tells_how_long_it_was_without_a_session(hub: FakeHub, broker: BrokerProcess) -> None:
+    await hub.send({"type": "reconnect", "afterMs": 700})
+    await hub.newest.ws.close(4503, "draining")
+    await hub.line(1)
+
+    async def told() -> list[float] | None:
+        return found if len(found := gaps(broker)) == 2 else None
+
+    first, second = await eventually(told, "two gaps")
+    assert first == 0.0
+    assert 0.5 < second < 20
+
+
+async def test_a_hand_over_ends_the_old_socket_at_its_deadline(hub: FakeHub, idle_broker: BrokerProcess) -> None:
+    """The deadline counts from the advice on, however late the broker left."""
+    async with fake_hub() as second:
+        second.epoch = 100
+        await idle_broker.begin(hubs=[hub.url, second.url])
+        agent = Agent(hub)
+        await agent.create(DEAF, config={"stopGrace": "30s"})
+        await agent.logged("deaf")
+        began = anyio.current_time()
+        await hub.send(agent.asking("stop"), {"type": "reconnect", "afterMs": 600, "deadlineMs": 1_200})
+        await second.line()
+
+        async def left() -> bool:
+            return not hub.lines[0].open
+
+        await eventually(left, "the old socket to be closed")
+        assert anyio.current_time() - began > 1.1
+        assert hub.closed == [(0, 1000, "reconnect")]
 
 
 async def test_the_hubs_word_about_when_to_come_back_wins(hub: FakeHub, broker: BrokerProcess) -> None:
