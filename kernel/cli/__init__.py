@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "report": "Tell the hub what the agent around this process does.",
     "plugins": "What is plugged in, and whether a plugin fits.",
     "db": "Migrate and check the database.",
+    "doctor": "Find what would keep a hub from starting, before it is started.",
 }
 """Name → what `pointsman --help` says. `kernel/cli/<name>.py` holds it as `command`, imported at its first use."""
 

@@ -192,15 +192,16 @@ class Hub:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         within: float = DEADLINE,
+        root: str = "/api/v1",
     ) -> Answer:
-        """One request below `/api/v1`, once.
+        """One request below `root`, once.
 
         Raises: Unreachable when it never left, Broken when no answer of a hub came, in time or at all.
         """
         try:
             with anyio.fail_after(within):
                 got = await self._http.request(
-                    method, f"/api/v1{path}", params=query or None, headers=dict(headers or {}), content=body
+                    method, f"{root}{path}", params=query or None, headers=dict(headers or {}), content=body
                 )
         except TimeoutError as late:
             raise Broken(f"the hub at {self.url} did not answer within {within:g} s") from late
