@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal, NewType
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -14,6 +16,7 @@ Epoch = NewType("Epoch", int)
 """Grows with every claim of a broker's session: the fencing token."""
 
 Kind = Literal["socket", "direct"]
+LONGEST_ENDPOINT = 300
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     auto_provide: bool = False
     endpoint: str | None = None
+    """Its own HTTP address, where a hub calls it while nobody holds its socket."""
     created_by: str | None = None
     created: Instant = Instant(0)
     updated: Instant = Instant(0)
@@ -65,6 +69,28 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def left_orderly(self) -> bool:
         return self.disconnect_code == 1000
+
+
+def endpoint_problem(url: str) -> str | None:
+    """Why a hub would not call this address; None when it would. Where it leads to is for the broker's owner to say,
+    so that only `http` and `https` are spoken, and never to addresses at which machines hold their own secrets."""
+    wanted = "expected an address as https://broker.example:9810, without a path"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return wanted
+    if parts.scheme not in ("http", "https") or not host or len(url) > LONGEST_ENDPOINT or not url.isascii():
+        return wanted
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc or not url.isprintable():
+        return wanted
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if address.is_link_local or address.is_multicast or address.is_unspecified:
+        return f"expected the broker's own address; {host} is none that a broker has"
+    return None
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):

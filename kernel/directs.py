@@ -123,6 +123,12 @@ class Directs:
             self._tasks.start_soon(self._serve, broker.id, attempt)
         return attempt
 
+    async def moved(self, broker_id: str) -> None:
+        """Its endpoint is another, or none: what is known of the old one is forgotten. Nodes that call the old one
+        find out when they renew."""
+        self._silences.pop(broker_id, None)
+        await self._links.renew_once(broker_id)
+
     # -- the tasks ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ from kernel.agent import Phase
 from kernel.broker import Broker
 from kernel.clock import Instant
 from kernel.config.settings import Settings
+from kernel.directs import LONGEST_PAUSE
 from kernel.intent import Intent, Lane, Op, State
 from kernel.storage import LaneView
 
@@ -55,6 +56,8 @@ def _pending(view: LaneView, settings: Settings, now: Instant) -> Explanation:
     broker = view.broker
     assert broker is not None, "without a broker it waits for one"
     sentence = f"Broker {broker.name} is connected; the hub that holds its socket takes it within seconds."
+    if not broker.online:
+        sentence = f"Broker {broker.name} is called at its endpoint; the hub that does takes it within seconds."
     soon = Instant(now + int(settings.bus.poll_healthy * 1_000_000))
     return Explanation(code="waiting_owner", sentence=sentence, next_attempt_at=soon)
 
@@ -69,8 +72,14 @@ def _no_broker(view: LaneView, now: Instant) -> Explanation | None:
     broker = view.broker
     if broker is None:
         return Explanation(code="waiting_broker", sentence="The broker was deleted: nobody can take it.")
-    if broker.online:
+    if broker.online or broker.connection_kind == "direct":
         return None
+    if broker.endpoint:
+        sentence = (
+            f"Broker {broker.name} has no socket: a hub asks for it at its endpoint at least every "
+            f"{LONGEST_PAUSE:.0f} s, and it goes out when that answers or the broker connects."
+        )
+        return Explanation(code="waiting_broker", sentence=sentence)
     since = f" since {_when(broker.disconnected_at, now)}" if broker.disconnected_at else ""
     state = f"is not connected{since}" if broker.connection_epoch else "has never connected"
     return Explanation(

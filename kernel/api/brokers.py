@@ -15,7 +15,7 @@ from kernel.api.limits import Limits
 from kernel.api.pages import PageQuery, listed
 from kernel.api.projects import name_problems
 from kernel.api.routes import route
-from kernel.broker import Broker, BrokerId
+from kernel.broker import Broker, BrokerId, endpoint_problem
 from kernel.clock import is_uuid
 from kernel.credentials import JOIN_TOKEN_LIVES, new_join_token, new_secret, seal_secret, token_hash
 from kernel.errors import Forbidden, InvalidJoinToken, NotFound, Unauthenticated
@@ -29,9 +29,11 @@ class NewBroker(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     broker_id: str | None = None
     auto_provide: bool = False
     labels: dict[str, str] = {}
+    endpoint: str | None = None
+    """Its own HTTP address, if hubs can reach it there."""
 
     def problems(self) -> dict[str, str]:
-        found = name_problems(self.name)
+        found = {**name_problems(self.name), **_endpoint_problems(self.endpoint)}
         if self.broker_id is not None and not is_uuid(self.broker_id):
             found["brokerId"] = "expected a UUID with dashes"
         return found
@@ -41,9 +43,17 @@ class BrokerPatch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str | None = None
     labels: dict[str, str] | None = None
     auto_provide: bool | None = None
+    endpoint: str | None = None
+    """An empty one takes it away."""
 
     def problems(self) -> dict[str, str]:
-        return {} if self.name is None else name_problems(self.name)
+        named = {} if self.name is None else name_problems(self.name)
+        return {**named, **_endpoint_problems(self.endpoint)}
+
+
+def _endpoint_problems(endpoint: str | None) -> dict[str, str]:
+    problem = endpoint_problem(endpoint) if endpoint else None
+    return {"endpoint": problem} if problem else {}
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -80,6 +90,7 @@ class Brokers:
                 slug=slug_of(body.name),
                 auto_provide=body.auto_provide,
                 labels=body.labels,
+                endpoint=_trimmed(body.endpoint) or None,
                 created_by=req.principal.id,
                 by_admin=req.principal.role == "admin",
                 token_id=self._edge.clock.uuid7(),
@@ -111,8 +122,17 @@ class Brokers:
     @route(action="broker.edit", access="user", body=BrokerPatch)
     async def on_patch_one(self, req: Asked, resp: Responded, broker: str, body: BrokerPatch) -> None:
         row = await self._owned(req.principal, broker)
-        edit = BrokerEdit(broker_id=row.id, name=body.name, labels=body.labels, auto_provide=body.auto_provide)
-        tell(resp, shapes.broker(await self._edge.storage.edit_broker(edit)))
+        edit = BrokerEdit(
+            broker_id=row.id,
+            name=body.name,
+            labels=body.labels,
+            auto_provide=body.auto_provide,
+            endpoint=_trimmed(body.endpoint),
+        )
+        edited = await self._edge.storage.edit_broker(edit)
+        if body.endpoint is not None:
+            await self._edge.directs.moved(row.id)
+        tell(resp, shapes.broker(edited))
 
     @route(action="broker.delete", access="user")
     async def on_delete_one(self, req: Asked, resp: Responded, broker: str) -> None:
@@ -194,6 +214,10 @@ class Join:
             )
         )
         return secret
+
+
+def _trimmed(endpoint: str | None) -> str | None:
+    return endpoint and endpoint.rstrip("/")
 
 
 async def known_broker(edge: Edge, ref: str) -> Broker:

@@ -57,10 +57,12 @@ class Placement:
         return None
 
     def _reachable(self, broker: Broker) -> bool:
-        """Connected, or between two sockets, or the caller waits for it."""
+        """Connected, or between two sockets, or called at its endpoint, or the caller waits for it."""
         missing = broker.missing_for
         returning = missing is not None and missing < self._edge.settings.dispatch.reconnect_grace
-        return self._hold or broker.online or (returning and not broker.left_orderly)
+        if self._hold or broker.online or (returning and not broker.left_orderly):
+            return True
+        return broker.connection_kind == "direct" or self._edge.directs.answers(broker)
 
     async def _none(self, candidates: list[Broker], reachable: list[Broker]) -> NoRuntimeBroker:
         """Why there is none, with those that can be named: this project's, and whoever else is connected."""

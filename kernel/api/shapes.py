@@ -83,6 +83,7 @@ def broker(row: Broker) -> dict[str, Any]:
         "paused": row.paused,
         "version": row.version,
         "capabilities": row.capabilities,
+        "endpoint": row.endpoint,
         "connectedHubId": row.connected_hub_id,
         "connectedAt": time_or_none(row.connected_at),
         "lastHeartbeat": time_or_none(row.last_heartbeat),
