@@ -109,13 +109,22 @@ def _given(where: AgentFilter) -> dict[str, str]:
     return {name: value.lower() for name in fields if (value := getattr(where, name)) is not None}
 
 
+def _may_find(where: AgentFilter) -> bool:
+    """What is no id names nothing."""
+    return all(given is None or is_uuid(given) for given in (where.project_id, where.runtime_broker_id))
+
+
 def list_agents(tx: Tx, where: AgentFilter, page: Page) -> list[Agent]:
+    if not _may_find(where):
+        return []
     given = _given(where)
     query: Query[Agent] = _listing(frozenset(given), where.include_deleted, page.after is not None, False)
     return tx.all(query, take=page.limit + 1, **_named(given), **edge(page))
 
 
 def count_agents(tx: Tx, where: AgentFilter) -> int:
+    if not _may_find(where):
+        return 0
     given = _given(where)
     query: Query[int] = _listing(frozenset(given), where.include_deleted, False, True)
     return tx.one(query, **_named(given)) or 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State
+from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State, is_uuid
 from plugins.storage.ledger.agents import agent_by_id, change_agent
 from plugins.storage.ledger.births import insert, known_before
 from plugins.storage.ledger.endings import CANCELLED, finish_pending
@@ -15,6 +15,7 @@ from plugins.storage.ledger.history import born_ended, step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intent
 from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.rows import NOBODY
 from plugins.storage.schema import runtime_brokers
 
 LOST = frozenset({"link_lost", "owner_lost"})
@@ -67,7 +68,7 @@ def end(tx: Tx, ended: End) -> Settled:
     """The outcome, the agent's change and the history, or nothing at all."""
     intent = tx.one(
         _END[home_of(ended.op).lane],
-        which=ended.intent_id,
+        which=ended.intent_id if is_uuid(ended.intent_id) else NOBODY,
         epoch=ended.session.epoch,
         attempt=ended.attempt,
         to=ended.state,
@@ -103,7 +104,7 @@ def put_back(tx: Tx, back: PutBack) -> Settled:
     """An attempt that is no end: pending again, tried once more from `retry_in` on."""
     intent = tx.one(
         _PUT_BACK[home_of(back.op).lane],
-        which=back.intent_id,
+        which=back.intent_id if is_uuid(back.intent_id) else NOBODY,
         epoch=back.session.epoch,
         attempt=back.attempt,
         due=tx.now + int(back.retry_in * 1_000_000) if back.retry_in > 0 else None,

@@ -49,6 +49,8 @@ def _counting(given: frozenset[str], unread: bool) -> Query[int]:
 
 def list_messages(tx: Tx, recipient_id: str, page: Page, unread: bool, filters: dict[str, str | None]) -> list[Message]:
     """`filters`: project_id, agent_id, type."""
+    if not _may_find(filters):
+        return []
     given = _given(filters)
     query = _listing(frozenset(given), unread, page.after is not None)
     return tx.all(query, whose=recipient_id, take=page.limit + 1, **_named(given), **edge(page))
@@ -56,8 +58,16 @@ def list_messages(tx: Tx, recipient_id: str, page: Page, unread: bool, filters: 
 
 def count_messages(tx: Tx, recipient_id: str, unread: bool, filters: dict[str, str | None]) -> int:
     """`filters` as in `list_messages`."""
+    if not _may_find(filters):
+        return 0
     given = _given(filters)
     return tx.one(_counting(frozenset(given), unread), whose=recipient_id, **_named(given)) or 0
+
+
+def _may_find(filters: dict[str, str | None]) -> bool:
+    """What is no id names nothing."""
+    ids = (filters.get(name) for name in ("project_id", "agent_id"))
+    return all(given is None or is_uuid(given) for given in ids)
 
 
 def _given(filters: dict[str, str | None]) -> dict[str, str]:

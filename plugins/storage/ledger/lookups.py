@@ -172,7 +172,9 @@ def explain(tx: Tx, intent_id: str) -> LaneView | None:
 
 _LEVELS = {
     home.lane: Query[tuple[str, str, int]](
-        sa.select(home.op, home.state, sa.func.count()).where(home.unfinished()).group_by(home.op, home.state)
+        sa.select(home.op, home.state, sa.func.count())
+        .where(home.unfinished())
+        .group_by(*((home.c.op,) if "op" in home.c else ()), home.state)
     )
     for home in HOMES
 }

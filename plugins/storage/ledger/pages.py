@@ -6,11 +6,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import Page
+from kernel import Page, is_uuid
 from plugins.storage.ledger.query import param
+from plugins.storage.ledger.rows import NOBODY
 
-LATEST = 2**63 - 1
-"""The largest number that a column holds."""
+EARLIEST, LATEST = 0, 253_402_300_799_999_999
+"""From 1970 to the end of the year 9999: what a column holds in both databases."""
 
 
 def beyond(created: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -21,5 +22,5 @@ def beyond(created: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> sa.Col
 def edge(page: Page) -> dict[str, Any]:
     if page.after is None:
         return {}
-    created = max(-LATEST, min(LATEST, page.after.created))
-    return {"edge_created": created, "edge_id": page.after.id.lower()}
+    created = max(EARLIEST, min(LATEST, page.after.created))
+    return {"edge_created": created, "edge_id": page.after.id.lower() if is_uuid(page.after.id) else NOBODY}

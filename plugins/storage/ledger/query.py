@@ -59,6 +59,7 @@ class Query(Generic[T]):
     def __init__(self, statement: Executable, read: Callable[[Any], T] = lambda row: row) -> None:
         self.statement = statement
         self.read = read
+        self.writes: bool = statement.is_dml
         self._prepared: dict[str, Prepared] = {}
 
     def on(self, dialect: Dialect) -> Prepared:

@@ -1,0 +1,125 @@
+"""Runs a function of the ledger in a transaction: again when two transactions met, never when its end is unknown."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar, cast
+
+import anyio
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from kernel import StorageUnavailable
+from plugins.storage.ledger.query import Overtaken, Tx
+from plugins.storage.postgres.connecting import Connection, Pool, rolled_back
+from plugins.storage.postgres.faults import FAULTS, repeatable, translated
+from plugins.storage.postgres.tx import PostgresTx
+
+T = TypeVar("T")
+TRIES = 12
+"""How often a transaction that meets others is run."""
+PAUSE = 0.002
+"""Seconds before it is run again, times the number of tries, with jitter."""
+
+
+class Lost(Exception):
+    """The connection broke before the commit was asked for: nothing was kept."""
+
+
+class Runner:
+    """Everything that has no connection of its own goes through here."""
+
+    def __init__(self, pool: Pool, deadline: float, lost_after: float, stale_after: float) -> None:
+        """All in seconds; `deadline` is of a whole call, its repetitions included."""
+        self._pool = pool
+        self._deadline = deadline
+        self._lives = (int(lost_after * 1_000_000), int(stale_after * 1_000_000))
+        self.committed = 0
+        """Writing transactions, since the start."""
+        self.breaks = 0
+        """Connections that broke under a call."""
+
+    async def write(self, function: Callable[[Tx], T]) -> T:
+        """Committed when this returns.
+
+        Raises: StorageUnavailable; whatever the function raises, and then nothing was written.
+        """
+        return await self._in_time(lambda: self._transaction(function))
+
+    async def read(self, function: Callable[[Tx], T]) -> T:
+        """Each statement sees what is committed when it begins."""
+        return await self._in_time(lambda: self._reading(function))
+
+    async def _in_time(self, once: Callable[[], Awaitable[T]]) -> T:
+        try:
+            with anyio.fail_after(self._deadline):
+                return await self._repeated(once)
+        except TimeoutError as fault:
+            raise StorageUnavailable("the database did not answer within server.database_deadline") from fault
+
+    async def _repeated(self, once: Callable[[], Awaitable[T]]) -> T:
+        for number in range(1, TRIES + 1):
+            try:
+                return await once()
+            except (Lost, Overtaken) as fault:
+                met: BaseException = fault.__cause__ or fault
+            except FAULTS as fault:
+                if not repeatable(fault):
+                    raise translated(fault) or fault from fault
+                met = fault
+            await anyio.sleep(PAUSE * number * random.uniform(0.5, 1.5))
+        raise translated(met) or met from met
+
+    async def _transaction(self, function: Callable[[Tx], T]) -> T:
+        async with self._connection() as connection:
+            tx = PostgresTx(connection, *self._lives)
+            try:
+                await connection.execute("BEGIN")
+                value = await greenlet_spawn(function, tx)
+            except BaseException as fault:
+                await rolled_back(connection)
+                self._look(connection, fault)
+                raise
+            with anyio.CancelScope(shield=True):
+                await _committed(connection, self._deadline)
+            self.committed += tx.wrote
+            return value
+
+    async def _reading(self, function: Callable[[Tx], T]) -> T:
+        async with self._connection() as connection:
+            try:
+                return await greenlet_spawn(function, PostgresTx(connection, *self._lives))
+            except BaseException as fault:
+                self._look(connection, fault)
+                raise
+
+    def _look(self, connection: Connection, fault: BaseException) -> None:
+        """A connection that broke before anything was asked to be kept: another may do."""
+        if connection.is_closed() and isinstance(fault, FAULTS) and not isinstance(fault, TimeoutError):
+            self.breaks += 1
+            raise Lost from fault
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        pooled = await self._pool.acquire(timeout=self._deadline)
+        connection = cast("Connection", pooled)
+        try:
+            yield connection
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0) as scope:
+                await self._pool.release(pooled)
+            if scope.cancelled_caught:
+                connection.terminate()
+
+
+async def _committed(connection: Connection, deadline: float) -> None:
+    """Raises: StorageUnavailable when nobody can tell whether it was committed."""
+    try:
+        await connection.execute("COMMIT", timeout=deadline)
+    except FAULTS as fault:
+        if not connection.is_closed() and not isinstance(fault, TimeoutError):
+            raise
+        connection.terminate()
+        told = "the database broke off at the commit: whether it was written is not known"
+        raise StorageUnavailable(told) from fault
