@@ -217,14 +217,19 @@ class ScriptedBroker:
             socket.resume()
 
     async def follow_advice(self, tasks: TaskGroup, socket: Socket, frame: dict[str, Any]) -> None:
-        """Dials the next hub first, then closes the socket that gave the advice."""
+        """Dials the next hub first, then closes the socket that gave the advice. One that is closed before that is
+        lost like any other."""
         await anyio.sleep(float(frame.get("afterMs") or 0) / 1000)
-        index = self.settings.urls.index(socket.url) + 1 if socket.url in self.settings.urls else 0
-        try:
-            await self.open_socket(tasks, self.settings.urls[index % len(self.settings.urls)])
-        except (NotConnected, OSError):
-            return
-        await socket.close(1000)
+        turn = self.settings.urls.index(socket.url) if socket.url in self.settings.urls else 0
+        while socket.open:
+            turn += 1
+            try:
+                await self.open_socket(tasks, self.settings.urls[turn % len(self.settings.urls)])
+            except (NotConnected, OSError):
+                await anyio.sleep(self.settings.backoff[0])
+            else:
+                await socket.close(1000)
+                return
 
     # -- dialling and heartbeats
 
