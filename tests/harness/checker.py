@@ -1,85 +1,28 @@
-"""Reads the history of one run and names every promise that it breaks (P1 to P6).
-
-Three sources, by the same monotonic clock: what callers were told (`calls.jsonl`), what the brokers saw and did
-(`history.jsonl` of each), and the hub's own rows at the end (`GET /dispatches`).
-"""
+"""Reads the history of one run and names every promise that it breaks (P1 to P6)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
+from tests.harness.fencing import CHECKS
 from tests.harness.history import Event
+from tests.harness.run import ENDED, Call, Run, by_dispatch, calls_of, instant
 
-ENDED = frozenset({"done", "failed", "expired", "cancelled"})
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One call of an operation and what became of it; `answered` is None when the connection broke."""
-
-    op: str
-    agent: str | None
-    lane: str | None
-    called: float
-    answered: float | None
-    status: int | None
-    dispatch: str | None
-
-    @property
-    def acknowledged(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that is known of one run. `rows` are read when everything should have ended."""
-
-    calls: Sequence[Event]
-    broker: Sequence[Event]
-    rows: Sequence[Row]
-    dedupes: bool = True
-    """The broker announced `dedupe`."""
-    sweep: float = 5.0
-    """Seconds after its deadline in which an intent must have ended: one sweep and some patience."""
+__all__ = ["Run", "calls_of", "check", "repeated_after_answer", "violations"]
 
 
 def violations(run: Run) -> list[str]:
     """Every broken promise, in words; empty when all were kept."""
     checks = (lost, unended, doubled, reordered, overlapping, fenced, misattributed, untrue, late_offline)
-    return [f"{check.__name__}: {fault}" for check in checks for fault in check(run)]
+    return [f"{check.__name__}: {fault}" for check in (*checks, *CHECKS) for fault in check(run)]
 
 
 def check(run: Run) -> None:
     """Raises: AssertionError with all violations."""
     found = violations(run)
     assert not found, "promises broken:\n" + "\n".join(found)
-
-
-def calls_of(run: Run) -> list[Call]:
-    """The operations that callers asked for, each with its answer."""
-    answers = {event["call"]: event for event in run.calls if event["what"] == "answered"}
-    agents = {row["id"]: row.get("agentId") for row in run.rows}
-    found = []
-    for event in run.calls:
-        if event["what"] == "call" and event.get("op"):
-            answer = answers.get(event["call"], {})
-            found.append(
-                Call(
-                    op=event["op"],
-                    agent=event.get("agent") or agents.get(str(answer.get("dispatch"))),
-                    lane=event.get("lane"),
-                    called=event["t"],
-                    answered=answer.get("t"),
-                    status=answer.get("status"),
-                    dispatch=answer.get("dispatch"),
-                )
-            )
-    return found
 
 
 # -- P1 -----------------------------------------------------------------------------------------------------
@@ -91,7 +34,7 @@ def lost(run: Run) -> Iterator[str]:
     for call in calls_of(run):
         if call.acknowledged and call.dispatch is None:
             yield f"{call.op} of {call.agent} answered {call.status} without X-Dispatch-Id"
-        elif call.acknowledged and call.dispatch not in known:
+        elif call.acknowledged and call.dispatch not in known and not run.may_be_forgotten(call):
             yield f"{call.op} {call.dispatch} was acknowledged with {call.status} and has no row"
 
 
@@ -104,7 +47,7 @@ def unended(run: Run) -> Iterator[str]:
             continue
         if not row.get("endedAt"):
             yield f"{name} is {row['state']} without endedAt"
-        elif (over := _instant(row["endedAt"]) - _instant(row["deadlineAt"])) > run.sweep:
+        elif (over := instant(row["endedAt"]) - instant(row["deadlineAt"])) > run.sweep:
             yield f"{name} ended {over:.1f} s after its deadline"
         if row["state"] in ("failed", "expired") and not (row.get("error") or {}).get("code"):
             yield f"{name} is {row['state']} without a reason"
@@ -115,11 +58,11 @@ def unended(run: Run) -> Iterator[str]:
 
 def doubled(run: Run) -> Iterator[str]:
     """One dispatch id takes effect once, and is always the same wish, on a broker that dedupes."""
-    effects = _by_dispatch(run, "effect")
+    effects = by_dispatch(run, "effect")
     for dispatch, found in effects.items():
         if run.dedupes and len(found) > 1:
             yield f"{found[0]['op']} {dispatch} took effect {len(found)} times"
-    for dispatch, asked in _by_dispatch(run, "request").items():
+    for dispatch, asked in by_dispatch(run, "request").items():
         wishes = {(event["op"], event["agent"]) for event in asked}
         if run.dedupes and len(wishes) > 1:
             yield f"{dispatch} was sent as {sorted(map(str, wishes))}"
@@ -128,7 +71,7 @@ def doubled(run: Run) -> Iterator[str]:
 def repeated_after_answer(run: Run) -> list[str]:
     """For runs in which nothing died: what was answered is not sent again."""
     faults = []
-    for dispatch, asked in _by_dispatch(run, "request").items():
+    for dispatch, asked in by_dispatch(run, "request").items():
         answered = {event["requestId"]: event for event in run.broker if event["what"] == "answer"}
         finals = [answered[e["requestId"]]["t"] for e in asked if _final(answered.get(e["requestId"]))]
         if finals and max(event["t"] for event in asked) > min(finals):
@@ -141,7 +84,7 @@ def repeated_after_answer(run: Run) -> list[str]:
 
 def reordered(run: Run) -> Iterator[str]:
     """A call made after an earlier one of its agent and lane had been answered 2xx takes effect after it."""
-    first = {dispatch: found[0]["t"] for dispatch, found in _by_dispatch(run, "effect").items()}
+    first = {dispatch: found[0]["t"] for dispatch, found in by_dispatch(run, "effect").items()}
     for calls in _by_lane(call for call in calls_of(run) if call.acknowledged and call.dispatch in first).values():
         ordered = sorted(calls, key=lambda call: call.called)
         for index, later in enumerate(ordered):
@@ -153,7 +96,7 @@ def reordered(run: Run) -> Iterator[str]:
 
 def overlapping(run: Run) -> Iterator[str]:
     """On one socket the next frame of a lane leaves after the former one's end was decided."""
-    ended = {row["id"]: _instant(row["endedAt"]) for row in run.rows if row.get("endedAt")}
+    ended = {row["id"]: instant(row["endedAt"]) for row in run.rows if row.get("endedAt")}
     at_work: dict[tuple[Any, ...], Event] = {}
     for event in run.broker:
         if event["what"] == "request" and event.get("dispatch"):
@@ -184,7 +127,9 @@ def fenced(run: Run) -> Iterator[str]:
         # A socket may be read late: what counts is the order of sessions, and the order within each.
         ordered = sorted(events, key=lambda event: event["epoch"] or 0)
         for former, later in zip([None, *ordered], ordered, strict=False):
-            if later["attempt"] is None or (former and later["attempt"] <= former["attempt"]):
+            # A crash of the database may undo a claim: then the next one counts the same attempt, under a newer epoch.
+            anew = run.crashed and former and later["epoch"] > former["epoch"]
+            if later["attempt"] is None or (former and later["attempt"] <= former["attempt"] and not anew):
                 after = former["attempt"] if former else None
                 yield f"{later['dispatch']} was sent as attempt {later['attempt']} after {after}"
 
@@ -243,14 +188,14 @@ def misattributed(run: Run) -> Iterator[str]:
         result = row.get("result")
         if isinstance(result, dict) and "echo" in result and result["echo"] != row["id"]:
             yield f"{row['op']} {row['id']} holds the result of {result['echo']}"
-        if row["state"] == "done" and row["id"] not in _by_dispatch(run, "request"):
+        if row["state"] == "done" and row["id"] not in by_dispatch(run, "request"):
             yield f"{row['op']} {row['id']} is done and was never sent"
 
 
 def untrue(run: Run) -> Iterator[str]:
     """What a caller was told fits how the intent ended."""
     rows = {row["id"]: row for row in run.rows}
-    effects = _by_dispatch(run, "effect")
+    effects = by_dispatch(run, "effect")
     for call in calls_of(run):
         row = rows.get(str(call.dispatch))
         if row is None or call.status is None:
@@ -268,14 +213,6 @@ def untrue(run: Run) -> Iterator[str]:
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def _by_dispatch(run: Run, what: str) -> dict[str, list[Event]]:
-    found: dict[str, list[Event]] = defaultdict(list)
-    for event in run.broker:
-        if event["what"] == what and event.get("dispatch"):
-            found[event["dispatch"]].append(event)
-    return found
-
-
 def _by_lane(calls: Iterator[Call]) -> dict[tuple[str | None, str | None], list[Call]]:
     found: dict[tuple[str | None, str | None], list[Call]] = defaultdict(list)
     for call in calls:
@@ -289,7 +226,3 @@ def _lane(op: str) -> str:
 
 def _final(answer: Event | None) -> bool:
     return answer is not None and answer["status"] < 500 and answer["status"] not in (408, 412, 425, 429)
-
-
-def _instant(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

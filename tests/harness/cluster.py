@@ -22,19 +22,8 @@ from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.history import Event, History, read
 from tests.harness.hubclient import Json
 from tests.harness.hubprocess import HubProcess
-from tests.harness.processes import PATIENCE, eventually
+from tests.harness.processes import PATIENCE, ROOT, eventually
 
-PLUGINS = (
-    "routes.local",
-    "routes.forward",
-    "routes.hold",
-    "routes.refuse",
-    "environment.static",
-    "metrics.prometheus",
-    "auth.brokers",
-    "auth.agents",
-    "auth.dev",
-)
 SHORT = {
     "node.beat": "500ms",
     "node.lost_after": "2s",
@@ -48,11 +37,15 @@ SHORT = {
 """On top of those of one hub: a dead or silent node is noticed in seconds."""
 
 
-def config(*, listen: bool = False) -> str:
-    """The YAML of a hub that takes its database from the environment."""
-    listener = ", listen_dsn: '${POINTSMAN_LISTEN_DSN}'" if listen else ""
-    database = f"  - use: postgres\n    config: {{dsn: '${{POINTSMAN_DSN}}'{listener}}}\n"
-    return "plugins:\n" + database + "".join(f"  - use: {name}\n" for name in PLUGINS)
+DATABASE = 'config: {dsn: "${POINTSMAN_DSN}"}'
+BEHIND_A_POOLER = 'config: {dsn: "${POINTSMAN_DSN}", listen_dsn: "${POINTSMAN_LISTEN_DSN}", statement_cache_size: 0}'
+
+
+def config(*, pooled: bool = False) -> str:
+    """What the operator of many hubs is given."""
+    text = (ROOT / "conf" / "postgres.yaml").read_text()
+    assert DATABASE in text, "conf/postgres.yaml takes its DSN from the environment"
+    return text.replace(DATABASE, BEHIND_A_POOLER) if pooled else text
 
 
 class Cluster:
@@ -67,7 +60,7 @@ class Cluster:
         listen_dsn: str | Sequence[str] | None = None,
         settings: dict[str, str] | None = None,
     ) -> None:
-        """A DSN may be one for each hub: each through its own proxy, say."""
+        """A DSN may be one for each hub: each through its own proxy, say. With `listen_dsn`, `dsn` is a pooler's."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.history = History(directory / "calls.jsonl")
@@ -109,7 +102,7 @@ class Cluster:
         hub = HubProcess(
             self.directory / f"hub-{n}",
             settings={**self._settings, **{name.replace("__", "."): value for name, value in settings.items()}},
-            config=config(listen=self._listen_dsns is not None),
+            config=config(pooled=self._listen_dsns is not None),
             env=env,
             history=self.history,
             name=f"hub-{n}",
