@@ -32,6 +32,7 @@ def command() -> None:
 @click.option("--agent", metavar="AGENT", help="Only those of this agent.")
 @click.option("--broker", metavar="BROKER", help="Only those of this broker: id, name or slug.")
 @click.option("--project", metavar="PROJECT", help="Only those of this project.")
+@click.option("--group", metavar="GROUP", help="Only messages that were said together.")
 @click.option("--limit", type=click.IntRange(min=1), default=ENOUGH, show_default=True, help="The newest so many.")
 @click.option("--all", "everything", is_flag=True, help="All that is kept, however much.")
 @json_option
@@ -43,6 +44,7 @@ async def list_dispatches(
     agent: str | None,
     broker: str | None,
     project: str | None,
+    group: str | None,
     limit: int,
     everything: bool,
     as_json: bool,
@@ -56,6 +58,7 @@ async def list_dispatches(
         "agentId": (await agent_named(hub, agent))["id"] if agent else None,
         "brokerId": (await broker_named(hub, broker))["id"] if broker else None,
         "projectId": (await project_named(hub, project))["id"] if project else None,
+        "groupId": group,
     }
     listed = await hub.pages("/dispatches", "dispatches", limit=None if everything else limit, **query)
     if as_json:
