@@ -240,6 +240,8 @@ def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
             return f"create it with `CREATE DATABASE \"{dsn.database}\" ENCODING 'UTF8'`, or correct {setting}"
         case pg.InsufficientPrivilegeError():
             return f'`GRANT CONNECT ON DATABASE "{dsn.database}" TO {dsn.user}`'
+        case pg.ProtocolViolationError() if setting.startswith("`listen_dsn`"):
+            return f"a pooler that refuses settings stands in front of it: let {setting} lead to the server itself"
         case pg.ProtocolViolationError():
             return (
                 "a pooler that refuses settings stands in front of it: set `statement_cache_size: 0` and a direct "

@@ -58,7 +58,6 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
     found = await _reached(target, node_id)
     for finding in judged(found, budget, target):
         _heeded(finding)
-    await migrate(target, node_id)
     try:
         _heeded(await echoes(target, node_id))
     except FAULTS as fault:
@@ -67,6 +66,7 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
         ) from fault
     except Unreachable as fault:
         raise unusable(target, fault) from fault
+    await migrate(target, node_id)
     log.info("connections: %s; %s: %d such hubs fit", budget, found.room, found.room.hubs(budget))
 
 
