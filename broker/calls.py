@@ -13,12 +13,13 @@ from kernel import wire
 
 Op = Literal[
     "create", "start", "restart", "stop", "suspend", "delete", "message", "finalize_env", "exec",
-    "show", "list", "info", "health", "logs", "has_prompt",
+    "show", "list", "info", "health", "logs", "has_prompt", "cancel",
 ]  # fmt: skip
 READS = frozenset({"show", "list", "info", "health", "logs", "has_prompt"})
 """Without an effect: nothing of them can happen twice."""
 STARTS = frozenset({"create", "start", "restart", "finalize_env"})
 _AGENTS = "/api/v1/agents"
+_DISPATCHES = "/api/v1/dispatches"
 _ACTIONS: dict[tuple[str, str], Op] = {
     ("GET", ""): "show",
     ("DELETE", ""): "delete",
@@ -96,6 +97,10 @@ def _operation(request: wire.Request) -> tuple[Op, str]:
         ref, _, action = request.path.removeprefix(f"{_AGENTS}/").partition("/")
         if (method, action) in _ACTIONS:
             return _ACTIONS[method, action], unquote(ref)
+    if request.path.startswith(f"{_DISPATCHES}/"):
+        ref, _, action = request.path.removeprefix(f"{_DISPATCHES}/").partition("/")
+        if (method, action) == ("POST", "cancel"):
+            return "cancel", unquote(ref)
     raise Refusal(404, "not_found", f"this broker has no {method} {request.path}")
 
 

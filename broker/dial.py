@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -73,14 +72,15 @@ class Dialler:
         reporter: Reporter,
         served: Served,
         rejoin: Rejoin | None,
+        instance: str,
     ) -> None:
         self._settings = settings
-        self._identity = identity
+        self.identity = identity
         self._inbox = inbox
         self._reporter = reporter
         self._served = served
         self._rejoin = rejoin
-        self._instance = str(uuid.uuid4())
+        self._instance = instance
         self._backoff = Backoff(settings.backoff, settings.backoff_most)
         self._turn = 0
         self._alone_since: float | None = None
@@ -173,7 +173,7 @@ class Dialler:
             log.error("the hub does not know this broker or its secret: register it again (pointsman broker register)")
             return
         try:
-            self._identity = await self._rejoin()
+            self.identity = await self._rejoin()
         except (HubAway, Unusable) as fault:
             log.warning("could not join again: %s", fault)
 
@@ -181,7 +181,7 @@ class Dialler:
 
     async def _dial(self, tasks: anyio.abc.TaskGroup) -> Session:
         """One attempt. Raises: Refused."""
-        hubs = self._settings.hubs or self._identity.hubs
+        hubs = self._settings.hubs or self.identity.hubs
         hub = hubs[self._turn % len(hubs)]
         self._turn += 1
         try:
@@ -216,7 +216,7 @@ class Dialler:
         )
 
     async def _open(self, hub: str) -> ClientConnection:
-        identity, settings = self._identity, self._settings
+        identity, settings = self.identity, self._settings
         headers = wire.signed_headers(
             identity.broker_id, identity.key(), "GET", wire.CONNECT_PATH, now=int(time.time())
         )
@@ -237,7 +237,7 @@ class Dialler:
     async def _greet(self, socket: ClientConnection, hub: str) -> Session:
         """`connect`, then `connected`: the epoch is on disk before the first request is read. Raises: Refused."""
         hello = wire.Connect(
-            broker_id=self._identity.broker_id,
+            broker_id=self.identity.broker_id,
             version=self._settings.version or None,
             capabilities=list(wire.CAPABILITIES),
             window=self._settings.window,
@@ -257,7 +257,7 @@ class Dialler:
             raise Refused(f"{hub} did not begin with `connected`: {fault}") from fault
         except Unkept as fault:
             raise Refused(f"the session with {hub} cannot begin: {fault}") from fault
-        return Session(socket, frame, hub, self._identity.key(), self._settings)
+        return Session(socket, frame, hub, self.identity.key(), self._settings)
 
     async def _run(self, session: Session) -> None:
         try:

@@ -127,13 +127,16 @@ class Endpoints:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
+    def about(self) -> dict[str, Any]:
+        return {**self._about, "agents": len(self._agents.records)}
+
     async def read(self, call: Call) -> Answer:
         """Raises: Refusal."""
         match call.op:
             case "health":
                 return said(200, {"status": "ok"})
             case "info":
-                return said(200, {**self._about, "agents": len(self._agents.records)})
+                return said(200, self.about())
             case "list":
                 told = [record.told() for record in self._agents.records.values()]
                 return said(200, {"agents": told, "totalCount": len(told)})

@@ -66,6 +66,8 @@ async def register(settings: BrokerSettings, registration: Registration) -> Iden
         "capabilities": list(wire.CAPABILITIES),
         "labels": registration.labels,
     }
+    if registration.endpoint:
+        asked["endpoint"] = registration.endpoint
     told = await _post(f"{hub}/api/v1/brokers", asked, registration.token)
     joining = {
         "brokerId": told.get("brokerId"),

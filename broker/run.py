@@ -6,6 +6,8 @@ import fcntl
 import logging
 import os
 import signal
+import socket as sockets
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +19,9 @@ import anyio.abc
 
 from broker.agent import AgentRecord
 from broker.agents import Agents
+from broker.beats import Beats
 from broker.dial import Backoff, Dialler, Rejoin
+from broker.endpoint import Endpoint, listening_at
 from broker.endpoints import Endpoints
 from broker.identity import HubAway, Identity, load_identity, register
 from broker.inbox import Inbox, Unkept
@@ -54,12 +58,12 @@ async def run_broker(settings: BrokerSettings) -> None:
     Raises: Unusable.
     """
     settings.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(settings.dir):
+    with _alone(settings.dir), _listening(settings) as listening:
         identity = await _identity(settings)
         inbox = _inbox(settings.dir / "inbox.db")
         try:
             async with anyio.create_task_group() as outer:
-                broker = _Broker(settings, identity, inbox)
+                broker = _Broker(settings, identity, inbox, listening)
                 outer.start_soon(broker.run)
                 try:
                     await broker.over.wait()
@@ -73,14 +77,19 @@ async def run_broker(settings: BrokerSettings) -> None:
 class _Broker:
     """All its tasks run in a scope that an outer cancellation does not reach: `stop` ends it, in order."""
 
-    def __init__(self, settings: BrokerSettings, identity: Identity, inbox: Inbox) -> None:
+    def __init__(
+        self, settings: BrokerSettings, identity: Identity, inbox: Inbox, listening: sockets.socket | None
+    ) -> None:
         self.over = anyio.Event()
+        self._instance = str(uuid.uuid4())
+        self._listening = listening
         self._settings = settings
         self._identity = identity
         self._inbox = inbox
         self._scope = anyio.CancelScope(shield=True)
         self._runtime: ProcessRuntime | None = None
         self._dialler: Dialler | None = None
+        self._endpoint: Endpoint | None = None
 
     async def run(self) -> None:
         try:
@@ -107,11 +116,21 @@ class _Broker:
         for agent_id in list(agents.records):
             if not reporter.holds(agent_id):
                 await recovery.adopt(agent_id)
-        self._dialler = Dialler(settings, self._identity, inbox, reporter, desk, self._rejoin())
+        self._dialler = dialler = Dialler(
+            settings, self._identity, inbox, reporter, desk, self._rejoin(), self._instance
+        )
         tasks.start_soon(reporter.run)
         tasks.start_soon(reporter.keep_beating)
         tasks.start_soon(self._prune)
-        tasks.start_soon(self._dialler.run, tasks)
+        if self._listening:
+            self._endpoint = Endpoint(settings, lambda: dialler.identity, desk)
+            tasks.start_soon(self._endpoint.run, self._listening)
+        if settings.dial:
+            tasks.start_soon(dialler.run, tasks)
+        else:
+            beats = Beats(settings, lambda: dialler.identity)
+            tasks.start_soon(beats.run)
+            reporter.attach(beats)
 
     async def stop(self) -> None:
         """Agents first, so that the hub still hears of it; then the socket; then everything else."""
@@ -120,6 +139,8 @@ class _Broker:
             await anyio.sleep(0.2)
         if self._dialler:
             await self._dialler.close()
+        if self._endpoint:
+            await self._endpoint.close()
         self._scope.cancel()
 
     def _about(self) -> dict[str, Any]:
@@ -127,6 +148,8 @@ class _Broker:
             "version": self._settings.version,
             "brokerId": self._identity.broker_id,
             "name": self._identity.name,
+            "instance": self._instance,
+            "window": self._settings.window,
             "capabilities": list(wire.CAPABILITIES),
             "runtimes": ["process"],
         }
@@ -155,6 +178,20 @@ def _alone(folder: Path) -> Iterator[None]:
         raise Unusable(f"another broker runs in {folder}: stop it, or give this one a folder of its own") from taken
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _listening(settings: BrokerSettings) -> Iterator[sockets.socket | None]:
+    """Raises: Unusable."""
+    if settings.listen is None:
+        if not settings.dial:
+            raise Unusable("a broker that does not dial must be called: say where it listens, as --listen 0.0.0.0:9810")
+        yield None
+        return
+    with listening_at(settings.listen) as listening:
+        host, port = listening.getsockname()[:2]
+        log.info("listening on %s:%d", host, port)
+        yield listening
 
 
 def _inbox(path: Path) -> Inbox:

@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 
 from broker.agents import Agents
-from broker.answer import Answer, Refusal, refused
+from broker.answer import Answer, Refusal, refused, said
 from broker.calls import READS, STARTS, Call, read_call
 from broker.endpoints import Endpoints
 from broker.inbox import Changes, Inbox, Operation, Unkept
@@ -68,6 +68,9 @@ class Desk:
         except Refusal as refusal:
             asker.answer(request, refusal.answer)
             return
+        if call.op == "cancel":
+            asker.answer(request, self._cancel(call))
+            return
         known = self._works.get(call.id)
         if known and call.op not in READS:
             known.join(asker, request, call)
@@ -86,6 +89,13 @@ class Desk:
         for work in self._works.values():
             if work.id == frame.dispatch_id or any(request.request_id == frame.request_id for _, request in work.asked):
                 work.cancelled.set()
+
+    def _cancel(self, call: Call) -> Answer:
+        """As the frame of that name, for a hub that calls over HTTP; one that lost the broker cancels nothing."""
+        if self._is_stale(call.epoch):
+            return _stale(call.epoch, self._inbox.epoch)
+        self.cancel(wire.Cancel(request_id="", dispatch_id=call.ref))
+        return said(202, {"dispatchId": call.ref})
 
     def _read(self, asker: Asker, request: wire.Request) -> Call:
         """Raises: Refusal. Nothing of a request that is not signed is looked at, and its id is not touched."""
@@ -107,12 +117,17 @@ class Desk:
             elif call.until <= time.monotonic():
                 answer = _too_late()
             else:
-                answer = self._fit(await self._endpoints.read(call))
+                answer = self._fit(self._about() if call.op == "info" else await self._endpoints.read(call))
         except Refusal as refusal:
             answer = refusal.answer
         finally:
             self._in_hand -= 1
         asker.answer(request, answer)
+
+    def _about(self) -> Answer:
+        """What a `connect` frame would say, and what an `accepted` one would: to a hub that calls over HTTP."""
+        working = [work.id for work in self._works.values() if work.begun]
+        return said(200, {**self._endpoints.about(), "epoch": self._inbox.epoch, "working": working})
 
     # -- working -----------------------------------------------------------------------------------------------------
 
@@ -134,6 +149,7 @@ class Desk:
     async def _in_turn(self, work: Work, call: Call, hub: str) -> Answer:
         if self._is_stale(work.epoch):
             return _stale(work.epoch, self._inbox.epoch)
+        await self._inbox.see_epoch(work.epoch or 0)  # over HTTP a new one comes with the request itself
         if work.until <= time.monotonic():
             return _too_late()
         try:

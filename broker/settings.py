@@ -29,6 +29,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     auto_provide: bool = False
     labels: dict[str, str] = {}
+    endpoint: str | None = None
+    """The URL at which hubs reach what listens on `BrokerSettings.listen`."""
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,10 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     hubs: tuple[str, ...] = ()
     """Base URLs, dialled in turn; none: those that the identity names."""
     registration: Registration | None = None
+    dial: bool = True
+    """Keep a socket to a hub; otherwise hubs call what `listen` names."""
+    listen: str | None = None
+    """`HOST:PORT` at which its endpoints are served over HTTP, too."""
     stop_agents_on_exit: bool = False
     """An orderly stop stops the agents; otherwise they go on and the next broker in `dir` finds them."""
     stop_limit: float = 6.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ token_option = click.option(
     show_envvar=True,
     help="Of a user who may register brokers [default: the one in var/ready.json]",
 )
+endpoint_option = click.option(
+    "--endpoint", metavar="URL", help="Where hubs reach what it listens on; kept by the hub when it is registered."
+)
 provide_option = click.option("--auto-provide", is_flag=True, help="It may run the agents of every project.")
 
 
@@ -50,6 +54,9 @@ def command() -> None:
 @click.option("--name", help="Register under this name first, if it has no identity yet or the hub forgot it.")
 @token_option
 @provide_option
+@click.option("--listen", metavar="HOST:PORT", help="Serve hubs over HTTP here, too: they call while no socket stands.")
+@endpoint_option
+@click.option("--no-dial", is_flag=True, help="Keep no socket: be called over HTTP alone.")
 @click.option("--stop-agents", is_flag=True, help="Stop the agents when the broker is stopped; else they go on.")
 @click.option("--pass-env", multiple=True, metavar="NAME", help="A variable of its own that agents get; repeatable.")
 def run(
@@ -58,6 +65,9 @@ def run(
     name: str | None,
     token: str | None,
     auto_provide: bool,
+    listen: str | None,
+    endpoint: str | None,
+    no_dial: bool,
     stop_agents: bool,
     pass_env: tuple[str, ...],
 ) -> Exit:
@@ -73,7 +83,9 @@ def run(
     settings = BrokerSettings(
         dir=folder,
         hubs=hubs or (_hub_and_token(None, token)[:1] if name else ()),
-        registration=_registration(name, hubs, token, auto_provide) if name else None,
+        registration=_registration(name, hubs, token, auto_provide, endpoint) if name else None,
+        dial=not no_dial,
+        listen=listen,
         stop_agents_on_exit=stop_agents,
         version=_version(),
         pass_env=pass_env,
@@ -96,9 +108,16 @@ def run(
 @click.option("--name", required=True, help="What people call it; a broker of this name gets a new secret.")
 @provide_option
 @click.option("--label", "labels", type=Pair(), multiple=True, help="A label; may be repeated.")
+@endpoint_option
 @folder_option
 def register(
-    hub: str | None, token: str | None, name: str, auto_provide: bool, labels: tuple[tuple[str, str], ...], folder: Path
+    hub: str | None,
+    token: str | None,
+    name: str,
+    auto_provide: bool,
+    labels: tuple[tuple[str, str], ...],
+    endpoint: str | None,
+    folder: Path,
 ) -> Exit:
     """Register a broker, join it, and keep its identity in its folder."""
     import anyio
@@ -108,7 +127,9 @@ def register(
     from kernel.cli.failure import Unreachable
 
     url, found = _hub_and_token(hub, token)
-    registration = Registration(token=found, name=name, auto_provide=auto_provide, labels=dict(labels))
+    registration = Registration(
+        token=found, name=name, auto_provide=auto_provide, labels=dict(labels), endpoint=endpoint
+    )
     settings = BrokerSettings(dir=folder, hubs=(url,), version=_version())
     try:
         identity = anyio.run(register, settings, registration)
@@ -121,11 +142,11 @@ def register(
     return Exit.DONE
 
 
-def _registration(name: str, hubs: tuple[str, ...], token: str | None, auto_provide: bool) -> Any:
+def _registration(name: str, hubs: tuple[str, ...], token: str | None, auto_provide: bool, endpoint: str | None) -> Any:
     from broker import Registration
 
     _, found = _hub_and_token(hubs[0] if hubs else None, token)
-    return Registration(token=found, name=name, auto_provide=auto_provide)
+    return Registration(token=found, name=name, auto_provide=auto_provide, endpoint=endpoint)
 
 
 def _hub_and_token(hub: str | None, token: str | None) -> tuple[str, str]:
@@ -200,6 +221,7 @@ async def show_broker(hub: Hub, broker: str, as_json: bool) -> None:
         ("conflict", "two processes use its identity by turns" if row.get("conflict") else None),
         ("version", row.get("version")),
         ("capabilities", row.get("capabilities")),
+        ("endpoint", row.get("endpoint")),
         ("labels", show.labels(row.get("labels"))),
         ("hub", row.get("connectedHubId")),
         ("connected", show.clock_time(row.get("connectedAt"))),
@@ -213,6 +235,24 @@ def _status(row: dict[str, Any]) -> str:
     status = str(row.get("status"))
     more = [word for word in ("paused", "conflict") if row.get(word)]
     return f"{status} ({', '.join(more)})" if more else status
+
+
+# -- where hubs reach it ---------------------------------------------------------------------------------------
+
+
+@command.command("endpoint")
+@click.argument("broker")
+@click.argument("url", required=False)
+@click.option("--none", "nowhere", is_flag=True, help="Take its endpoint away.")
+@json_option
+@asks_hub
+async def endpoint(hub: Hub, broker: str, url: str | None, nowhere: bool, as_json: bool) -> None:
+    """Say at which URL hubs call a broker while it has no socket. Its owner and administrators may."""
+    if (url is None) != nowhere:
+        raise click.UsageError("give either a URL or --none")
+    await _change(
+        hub, broker, "PATCH", "has no endpoint" if nowhere else f"is called at {url}", as_json, endpoint=url or ""
+    )
 
 
 # -- in and out of service ---------------------------------------------------------------------------------------
@@ -245,12 +285,13 @@ async def delete(hub: Hub, broker: str, as_json: bool) -> None:
     await _change(hub, broker, "DELETE", "deleted", as_json)
 
 
-async def _change(hub: Hub, name: str, method: str, past: str, as_json: bool, *step: str) -> None:
+async def _change(hub: Hub, name: str, method: str, past: str, as_json: bool, *step: str, **fields: str) -> None:
     from kernel.cli.client import Change
     from kernel.cli.names import broker_named, path_of
 
     row = await broker_named(hub, name)
-    answer = await hub.change(Change(method=method, path=path_of("runtime-brokers", row["id"], *step)))
+    body = json.dumps(fields).encode() if fields else None
+    answer = await hub.change(Change(method=method, path=path_of("runtime-brokers", row["id"], *step), body=body))
     if as_json:
         show.document(answer.document or row)
     else:
