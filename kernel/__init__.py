@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kernel.agent import *
     from kernel.broker import *
     from kernel.clock import *
+    from kernel.config import BusSettings as BusSettings
     from kernel.config import Duration as Duration
     from kernel.config import Rate as Rate
     from kernel.config import Settings as Settings
@@ -46,7 +47,7 @@ _NAMES = {
     ),
     "broker": "Broker BrokerId Epoch Kind Provider Session SessionId",
     "clock": "Clock Instant SYSTEM is_uuid",
-    "config": "Duration Rate Settings Size",
+    "config": "BusSettings Duration Rate Settings Size",
     "credentials": "open_secret",
     "environment": "Environment Secret merged",
     "errors": (
@@ -70,7 +71,7 @@ _NAMES = {
         "forward_applies hold_applies local_applies refuse_applies standard"
     ),
     "session": "Decision Principal PrincipalKind Request Resource",
-    "signals": "BusState Mailbox Signal SignalKind Signals",
+    "signals": "BusState InProcessSignals Mailbox Signal SignalKind Signals",
     "storage": (
         "AgentEdit AgentFilter AgentView Agents BrokerEdit BrokerJoin BrokerRegistration Brokers Cancelled "
         "Changed ClaimRequest Claims End IdempotencyKey IntentFilter Intents Keyset LaneView NewIntent Nodes "

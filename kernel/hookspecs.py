@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kernel.finding import Finding
     from kernel.host import Host
     from kernel.intent import Intent
+    from kernel.node import NodeId
     from kernel.storage import SchemaState, Storage
     from kernel.transition import Transition
 
@@ -102,8 +103,8 @@ def _hook(
 
 
 @_hook(Kind.FIRST, needed=True, passes=(Misconfigured, Unavailable), deadline=120.0)
-async def open_storage(config: Settings) -> Storage:  # type: ignore[empty-body]
-    """Open and migrate the one backend. Exactly one plugin implements this.
+async def open_storage(config: Settings, node_id: NodeId) -> Storage:  # type: ignore[empty-body]
+    """Open and migrate the one backend for this node. Exactly one plugin implements this.
 
     Raises:
         Misconfigured: it cannot be used as it is configured.

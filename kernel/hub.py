@@ -44,7 +44,7 @@ from kernel.ready import Ready, ready_file
 from kernel.reports import Reports
 from kernel.routing import Routing
 from kernel.server import LAST_REQUESTS, Server, listening_socket, server_config, url_of
-from kernel.signals import InProcessSignals, Signals
+from kernel.signals import Signals
 from kernel.storage import BrokerEdit, Storage
 from kernel.sweeps import Judgement, Sweeps
 from kernel.tokens import Minter
@@ -124,9 +124,9 @@ async def run(
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(_tasks())
         hub = Hub(settings, loaded, SYSTEM, tasks)
-        hub.storage = await stack.enter_async_context(_storage(loaded, settings))
+        hub.storage = await stack.enter_async_context(_storage(hub))
         hub.keyring = Keyring(session_secret(alone=not hub.storage.can_signal))
-        hub.signals = InProcessSignals(hub.clock)
+        hub.signals = hub.storage.open_signals(hub.node_id, hub.clock, settings.bus)
         await stack.enter_async_context(_pulse(hub))
         parts = _build(hub)
         listening = stack.enter_context(listening_socket(settings))
@@ -147,8 +147,8 @@ async def _tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
 
 
 @asynccontextmanager
-async def _storage(loaded: Loaded, settings: Settings) -> AsyncIterator[Storage]:
-    storage = await loaded.open_storage(settings)
+async def _storage(hub: Hub) -> AsyncIterator[Storage]:
+    storage = await hub.loaded.open_storage(hub.settings, hub.node_id)
     try:
         yield storage
     finally:
@@ -431,6 +431,7 @@ async def _live(
     """From ready to the last claim handed back."""
     async with anyio.create_task_group() as tasks:
         for task in (
+            hub.signals.run,
             hub.observer.run,
             hub.links.renew,
             hub.directs.run,

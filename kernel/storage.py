@@ -10,19 +10,23 @@ Every operation may raise `StorageUnavailable`; other failures are named where t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from kernel.agent import Agent, AgentChange, AgentId, Report
 from kernel.broker import Broker, BrokerId, Epoch, Kind, Provider, Session, SessionId
-from kernel.clock import Instant
+from kernel.clock import Clock, Instant
 from kernel.errors import Failure
 from kernel.intent import Intent, IntentId, Lane, Op, State
 from kernel.message import Message
 from kernel.node import Node, NodeId
 from kernel.project import Project
 from kernel.transition import Transition
+
+if TYPE_CHECKING:
+    from kernel.config.settings import BusSettings
+    from kernel.signals import Signals
 
 T = TypeVar("T")
 
@@ -663,6 +667,10 @@ class Storage(Nodes, Sessions, Intents, Agents, Projects, Brokers, Protocol):
     @property
     def can_signal(self) -> bool:
         """Whether nodes can reach each other through it; without, there is exactly one hub."""
+        ...
+
+    def open_signals(self, node_id: NodeId, clock: Clock, settings: BusSettings) -> Signals:
+        """The way in which this node wakes others and is woken; the hub runs it."""
         ...
 
     @property

@@ -95,8 +95,11 @@ async def _state(loaded: Loaded, settings: Settings) -> SchemaState:
 async def _migrated(loaded: Loaded, settings: Settings) -> tuple[str | None, str]:
     import anyio
 
+    from kernel.clock import SYSTEM
+    from kernel.node import NodeId
+
     answer = await loaded.hooks.check_storage.ask(settings)
-    storage = await loaded.open_storage(settings)
+    storage = await loaded.open_storage(settings, NodeId(SYSTEM.uuid4()))
     try:
         return (answer.value.found if answer else None), await storage.schema_version()
     finally:

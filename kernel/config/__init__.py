@@ -13,10 +13,11 @@ from kernel.config.decode import Nothing, decode
 from kernel.config.document import Document, Mistake, Table, Where, parse
 from kernel.config.entries import entries_of
 from kernel.config.quantity import Duration, Rate, Size
-from kernel.config.settings import PluginEntry, Settings, contradictions
+from kernel.config.settings import BusSettings, PluginEntry, Settings, contradictions
 from kernel.errors import Misconfigured
 
 __all__ = [
+    "BusSettings",
     "Duration",
     "Mistake",
     "PluginEntry",

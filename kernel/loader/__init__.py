@@ -16,6 +16,7 @@ from kernel.hooks import Hooks, Implementation, Stat
 from kernel.hooks.guard import guarded
 from kernel.hookspecs import PROJECT, RULES, SPECIFICATIONS
 from kernel.loader.prepare import Prepared, prepare
+from kernel.node import NodeId
 from kernel.storage import Storage
 
 __all__ = ["Loaded", "PluginRow", "built_from", "checked_settings", "load"]
@@ -41,9 +42,9 @@ class Loaded:
         self.hooks = hooks
         self._listed = listed
 
-    async def open_storage(self, settings: Settings) -> Storage:
+    async def open_storage(self, settings: Settings, node_id: NodeId) -> Storage:
         """Raises: Misconfigured, Unavailable, Misbehaved."""
-        answer = await self.hooks.open_storage.ask(settings)
+        answer = await self.hooks.open_storage.ask(settings, node_id)
         if answer is None:
             (plugin,) = self.hooks.open_storage.plugins
             raise Misbehaved(f"plugin {plugin} opened no storage", plugin=plugin, hook="open_storage")

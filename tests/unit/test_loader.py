@@ -12,6 +12,7 @@ import pytest
 from kernel import config
 from kernel.errors import Misconfigured
 from kernel.loader import Loaded, checked_settings, load
+from kernel.node import NodeId
 
 pytestmark = pytest.mark.anyio
 
@@ -358,7 +359,7 @@ def test_plugin_that_cannot_be_built_is_told_at_its_line(folder: Path) -> None:
 async def test_backend_is_opened_with_the_settings(folder: Path) -> None:
     path = write(folder, "hub.yaml", "plugins: [{use: ./store.py}]")
     settings = config.load(path)
-    storage = await load(settings).open_storage(settings)
+    storage = await load(settings).open_storage(settings, NodeId("n"))
     assert storage == {"settings": settings}  # type: ignore[comparison-overlap]
 
 

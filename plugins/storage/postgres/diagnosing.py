@@ -13,7 +13,7 @@ from plugins.storage.affairs import affairs, schema_finding
 from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target
 from plugins.storage.postgres.engine import engine_to
-from plugins.storage.postgres.examining import Facts, echoes, judged, refused, rights
+from plugins.storage.postgres.examining import Facts, echoes, judged, migratable, refused
 from plugins.storage.postgres.faults import FAULTS, Unreachable, why
 from plugins.storage.postgres.opening import key_of, looked_at, schema_of
 
@@ -62,7 +62,7 @@ async def _of_the_server(target: Target, settings: Settings) -> AsyncIterator[Fi
 
 async def _of_the_schema(target: Target, facts: Facts, settings: Settings, node_id: str) -> list[Finding]:
     schema = await schema_of(target)
-    found = [schema_finding(schema), rights(facts, schema)]
+    found = [schema_finding(schema), migratable(facts, schema)]
     if schema.found == schema.wanted and facts.may_write:
         found.extend(await _affairs(target, settings, node_id))
     return found

@@ -67,7 +67,7 @@ def parsed(text: str) -> Dsn:
         raise _wrong(f"it cannot be read: {fault}") from None
     if url.scheme not in ("postgresql", "postgres"):
         raise _wrong("it does not begin with postgresql://")
-    if url.fragment or "@" in url.path:
+    if url.fragment or "@" in url.path or url.netloc.count("@") > 1:
         raise _wrong("its user or password holds a `/`, `?`, `#` or `@` as it is: write it as %2F, %3F, %23 or %40")
     for name in sorted(UNKNOWN & parameters.keys()):
         raise _wrong(f"its parameter {name} is not supported: leave it out")

@@ -15,6 +15,7 @@ from kernel import Finding, Level, SchemaState
 from plugins.storage.postgres.budget import Budget, Room
 from plugins.storage.postgres.connecting import Connection, Target, connect
 from plugins.storage.postgres.faults import Unreachable, why
+from plugins.storage.schema import metadata
 
 OLDEST = 15
 MINORS = {15: 16, 16: 12, 17: 8, 18: 2}
@@ -30,8 +31,10 @@ SELECT current_setting('server_version_num')::int4 AS version,
        current_setting('transaction_read_only') AS read_only,
        current_schema() AS schema,
        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,
-       coalesce((SELECT bool_and(has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE')) FROM pg_class c
-                  WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'), true) AS may_write,
+       coalesce((SELECT bool_and(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+                                 AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+                   FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace
+                    AND c.relkind = 'r' AND c.relname = ANY($1::text[])), true) AS may_write,
        current_setting('max_connections')::int4 AS max_connections,
        current_setting('superuser_reserved_connections')::int4
          + coalesce(current_setting('reserved_connections', true)::int4, 0) AS reserved,
@@ -79,7 +82,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 async def facts(connection: Connection) -> Facts:
     before = time.time()
-    row = await connection.fetchrow(_LOOK)
+    row = await connection.fetchrow(_LOOK, [*metadata.tables, "alembic_version"])
     after = time.time()
     if row is None:
         raise asyncpg.InterfaceError("the server did not say who is connected to what")
@@ -131,6 +134,7 @@ def judged(found: Facts, budget: Budget, target: Target) -> Iterator[Finding]:
         "set `statement_cache_size: 0` and a direct `listen_dsn` in the config of the plugin postgres",
         level=Level.WARN,
     )
+    yield _rights(found)
     yield _budget(found.room, budget)
     yield from _weaknesses(found)
 
@@ -176,23 +180,32 @@ def _weaknesses(found: Facts) -> Iterator[Finding]:
     )
 
 
-def rights(found: Facts, schema: SchemaState) -> Finding:
+def _rights(found: Facts) -> Finding:
     """Whether this user may do what a hub does there."""
-    missing = schema.found != schema.wanted
     if found.schema is None:
         told = "no schema of the search path exists, or this user may not use one"
-        return Finding(
-            check="rights", level=Level.FAIL, told=told, fix=f"`GRANT USAGE, CREATE ON SCHEMA public TO {found.role}`"
-        )
-    if missing and not found.may_create:
-        told = f"a migration is needed and the user {found.role} may not create tables in schema {found.schema}"
-        fix = f"`GRANT CREATE ON SCHEMA {found.schema} TO {found.role}`, or run `pointsman db migrate` as its owner"
+        fix = f"`GRANT USAGE, CREATE ON SCHEMA public TO {found.role}`"
         return Finding(check="rights", level=Level.FAIL, told=told, fix=fix)
-    if not missing and not found.may_write:
-        told = f"the user {found.role} may not read and write all tables in schema {found.schema}"
-        fix = f"`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {found.schema} TO {found.role}`"
-        return Finding(check="rights", level=Level.FAIL, told=told, fix=fix)
-    return Finding(check="rights", told=f"the user {found.role} may do what a hub does in schema {found.schema}")
+    where = f"ALL TABLES IN SCHEMA {found.schema} TO {found.role}"
+    return _finding(
+        "rights",
+        found.may_write,
+        f"the user {found.role} may {'' if found.may_write else 'not '}read and write the tables in {found.schema}",
+        f"`GRANT SELECT, INSERT, UPDATE, DELETE ON {where}`, and USAGE on its sequences",
+    )
+
+
+def migratable(found: Facts, schema: SchemaState) -> Finding:
+    """Whether this user may make what is missing in the schema."""
+    if schema.found == schema.wanted or not schema.known:
+        return Finding(check="migration", told="none is needed")
+    return _finding(
+        "migration",
+        found.may_create,
+        f"a migration is needed, and the user {found.role} may {'' if found.may_create else 'not '}create tables in "
+        f"schema {found.schema}",
+        f"`GRANT CREATE ON SCHEMA {found.schema} TO {found.role}`, or run `pointsman db migrate` as its owner",
+    )
 
 
 def _finding(check: str, good: bool, told: str, fix: str, *, level: Level = Level.FAIL) -> Finding:

@@ -21,7 +21,7 @@ from plugins.storage import migrations
 from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target, connect
 from plugins.storage.postgres.engine import engine_to
-from plugins.storage.postgres.examining import Facts, echoes, facts, hopeless, judged, refused, rights
+from plugins.storage.postgres.examining import Facts, echoes, facts, hopeless, judged, migratable, refused
 from plugins.storage.postgres.faults import FAULTS, Unreachable, beneath, why
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
         ) from fault
     except Unreachable as fault:
         raise unusable(target, fault) from fault
-    await migrate(target, node_id)
+    await migrate(target, node_id, found)
     log.info("connections: %s; %s: %d such hubs fit", budget, found.room, found.room.hubs(budget))
 
 
@@ -121,7 +121,7 @@ def key_of(target: Target, fault: Unreachable) -> str:
 # -- the schema ----------------------------------------------------------------------------------------------
 
 
-async def migrate(target: Target, node_id: str) -> None:
+async def migrate(target: Target, node_id: str, found: Facts) -> None:
     """Bring the database to the schema of this code; of hubs that start together one does, the others wait for it.
 
     Raises: Misconfigured.
@@ -131,7 +131,7 @@ async def migrate(target: Target, node_id: str) -> None:
         if before.found == before.wanted:
             return
         if before.known:
-            await _may_migrate(target, node_id, before)
+            _heeded(migratable(found, before))
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         if (await connection.run_sync(_state)).found != before.wanted:
             log.info("migrating the database from schema %s to %s", before.found or "none", before.wanted)
@@ -151,11 +151,6 @@ async def schema_of(target: Target) -> SchemaState:
 
 def _state(connection: sa.Connection) -> SchemaState:
     return migrations.state(migrations.current(connection))
-
-
-async def _may_migrate(target: Target, node_id: str, schema: SchemaState) -> None:
-    """What the server would say of a missing right names a table, not the right."""
-    _heeded(rights(await looked_at(target, node_id), schema))
 
 
 @asynccontextmanager

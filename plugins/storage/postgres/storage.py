@@ -7,11 +7,13 @@ from typing import TypeVar
 
 import anyio
 
-from kernel import NodeId, Settings
+from kernel import BusSettings, Clock, NodeId, Settings, Signals
 from plugins.storage import migrations
 from plugins.storage.ledger.operations import Operations
 from plugins.storage.ledger.query import Tx
-from plugins.storage.postgres.connecting import Pool, Target, open_pool
+from plugins.storage.postgres.bus import PostgresSignals
+from plugins.storage.postgres.connecting import Connection, Pool, Target, connect, open_pool
+from plugins.storage.postgres.dialling import Role
 from plugins.storage.postgres.engine import engine_to
 from plugins.storage.postgres.runner import Runner
 from plugins.storage.postgres.sql import PostgresSql
@@ -38,6 +40,12 @@ class PostgresStorage(Operations):
 
     async def _read(self, function: Callable[[Tx], T]) -> T:
         return await self._runner.read(function)
+
+    def open_signals(self, node_id: NodeId, clock: Clock, settings: BusSettings) -> Signals:
+        async def dial(role: Role) -> Connection:
+            return await connect(self._target, role, node_id, listen=role == "listen")
+
+        return PostgresSignals(connect=dial, node_id=node_id, clock=clock, settings=settings)
 
     # -- the backend itself --------------------------------------------------------------------------------------
 

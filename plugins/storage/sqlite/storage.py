@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from kernel import ClaimRequest, Claims
+from kernel import BusSettings, ClaimRequest, Claims, Clock, InProcessSignals, NodeId, Signals
 from plugins.storage.ledger import claims, sweeping
 from plugins.storage.ledger.operations import Operations
 from plugins.storage.ledger.query import Tx
@@ -33,6 +33,9 @@ class SqliteStorage(Operations):
 
     async def _read(self, function: Callable[[Tx], T]) -> T:
         return await self._reader.call(function)
+
+    def open_signals(self, node_id: NodeId, clock: Clock, settings: BusSettings) -> Signals:
+        return InProcessSignals(clock)
 
     # -- the backend itself --------------------------------------------------------------------------------------
 
