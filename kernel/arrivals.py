@@ -38,7 +38,9 @@ class Arrivals:
         self._moved(claimed.redriven)
         former = claimed.former
         if former and former.node_id != link.session.node_id:
-            self._signals.signal(NodeId(former.node_id), Signal(kind=SignalKind.MOVED, broker_id=link.session.broker_id))
+            self._signals.signal(
+                NodeId(former.node_id), Signal(kind=SignalKind.MOVED, broker_id=link.session.broker_id)
+            )
         self._drain.start(link)
 
     def left(self, link: Link, released: Released) -> None:
@@ -53,6 +55,7 @@ class Arrivals:
         work = self._dispatcher.lanes.find(intent_id)
         if work:
             work.accepted = True
+            self._dispatcher.tell_progress(work)
         self._waiters.progress(intent_id)
 
     def _moved(self, changed: Changed) -> None:

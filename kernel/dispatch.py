@@ -36,6 +36,9 @@ from kernel.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
+TELL_EVERY = 10.0
+"""Seconds between two signals that the same dispatch moves on."""
+
 
 class Dispatcher:
     """Accepts calls and delivers work. Everything that it needs is handed in by the hub."""
@@ -211,6 +214,17 @@ class Dispatcher:
     def wake(self, broker_id: str) -> None:
         """Something of this broker may be claimable now, on whichever node holds it."""
         self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=broker_id))
+
+    def tell_holder(self, broker_id: str, kind: SignalKind, *session_ids: str) -> None:
+        """The broker is not what it was: whichever node holds it heeds that."""
+        self._signals.signal(None, Signal(kind=kind, broker_id=broker_id, ids=session_ids))
+
+    def tell_progress(self, work: Work) -> None:
+        """Let the node that accepted it know that it moves on; others read it in the row."""
+        now = self._clock.monotonic()
+        if work.intent.node_id != self._pulse.node_id and now - work.told_at >= TELL_EVERY:
+            work.told_at = now
+            self._signals.signal(NodeId(work.intent.node_id), Signal(kind=SignalKind.PROGRESS, ids=(work.intent.id,)))
 
     def _kick(self, intent: Intent) -> None:
         """Nobody took it yet: signal again, to all, since its owner may have changed."""

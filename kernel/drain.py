@@ -89,12 +89,15 @@ class Drain:
             if limit <= 0:
                 return
             started = self._clock.monotonic()
+            paused = link.paused
             claims = await self._storage.claim(ClaimRequest(session=link.session, limit=limit, ops=OPS))
             self._observer.stage("claim", self._clock.monotonic() - started)
             self._observer.tell(claims.transitions)
             if claims.stale:
                 link.hang_up(wire.Close.REPLACED, "replaced")
                 return
+            if paused and claims.intents:  # nothing of a paused broker is claimed: it was resumed on another node
+                link.paused = False
             self._take(link, claims)
             if len(claims.intents) < limit:
                 return

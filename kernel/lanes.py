@@ -53,6 +53,8 @@ class Work:
         """The broker says that it took it."""
         self.progress = False
         """The broker told of progress since the row was last told."""
+        self.told_at = float("-inf")
+        """When the node that accepted it was last told that it moves on."""
         self.report: Report | None = None
         """What its agent reported of the run that it makes, before its end is stored."""
         self.exchange: Exchange | None = None

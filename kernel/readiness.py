@@ -17,6 +17,10 @@ class Readiness:
         self._signals = signals
         self.draining = False
 
+    @property
+    def bus(self) -> BusState:
+        return self._signals.state()
+
     async def faults(self) -> dict[str, str]:
         """What fails, with why; empty when the hub is ready."""
         found: dict[str, str] = {}
@@ -29,5 +33,5 @@ class Readiness:
         if not self._pulse.steady:
             found["node"] = "this hub's own beat is late: it may have been judged lost"
         if self._signals.state() is BusState.BLIND:
-            found["bus"] = "the listener hears nothing"
+            found["bus"] = self._signals.trouble() or "the listener hears nothing"
         return found

@@ -144,6 +144,7 @@ class Reports:
         for work in self._dispatcher.lanes.of_agent(agent_id):
             if work.link is link and (work.intent.id == dispatch_id or not tagged):
                 self._waiters.progress(work.intent.id)
+                self._dispatcher.tell_progress(work)
                 work.progress = True
 
     # -- heartbeats --------------------------------------------------------------------------------------------------

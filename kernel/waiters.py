@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 
@@ -11,7 +11,7 @@ import anyio
 from kernel.agent import Agent
 from kernel.clock import Clock
 from kernel.errors import PointsmanError, StorageUnavailable
-from kernel.intent import Intent, IntentId
+from kernel.intent import Intent, IntentId, State
 from kernel.storage import Intents
 
 LOOK = 0.05
@@ -46,6 +46,8 @@ class Waiter:
         """Whether there is a row to read. False for LOCAL work that pays no write."""
         self.sent_away = False
         """This hub stops: the wait is over although time is left."""
+        self.taken = False
+        """Its row, when it was last read, was in somebody's hands, or had ended."""
         self._clock = clock
         self._end: Seen | Unended | PointsmanError | None = None
         self._ended = anyio.Event()
@@ -90,6 +92,8 @@ class Waiters:
         self._clock = clock
         self._rekick = rekick
         self._waiting: dict[IntentId, set[Waiter]] = {}
+        self._unread: set[IntentId] = set()
+        self._reading = anyio.Lock()
 
     @contextmanager
     def register(self, intent_id: IntentId) -> Iterator[Waiter]:
@@ -123,12 +127,24 @@ class Waiters:
         for delay in self._rekick:
             await anyio.sleep(self._clock.jitter(delay))
             try:
-                found = await self._storage.find_intents([waiter.intent_id])
+                await self._read_along(waiter.intent_id)
             except StorageUnavailable:
                 continue
-            self._told(found)
-            if found and found[0].attempts == 0 and found[0].unfinished:
+            if not waiter.taken:
                 kick()
+
+    async def _read_along(self, intent_id: IntentId) -> None:
+        """Read its row; what is asked for while a query is under way goes together into the next one."""
+        self._unread.add(intent_id)
+        async with self._reading:
+            if intent_id not in self._unread:
+                return  # somebody read it along
+            asked = list(self._unread)
+            try:
+                self._told(await self._storage.find_intents(asked))
+                self._unread.difference_update(asked)
+            finally:
+                self._unread.discard(intent_id)
 
     # -- what is told to those who wait ------------------------------------------------------------------------------
 
@@ -162,18 +178,17 @@ class Waiters:
         for waiter in self._waiting.get(intent_id, ()):
             waiter.recorded = True
 
-    async def read(self, ids: tuple[str, ...] | None = None) -> None:
+    async def read(self, ids: Iterable[str] | None = None) -> None:
         """Read the rows of those ids that somebody waits for, or of all of them (the poll), in one query."""
-        waiting = [
-            intent_id
-            for intent_id, waiters in self._waiting.items()
-            if (ids is None or intent_id in ids) and any(waiter.recorded for waiter in waiters)
-        ]
-        if waiting:
-            self._told(await self._storage.find_intents(waiting))
+        asked = self._waiting if ids is None else (IntentId(one) for one in ids)
+        rows = [one for one in asked if any(waiter.recorded for waiter in self._waiting.get(one, ()))]
+        if rows:
+            self._told(await self._storage.find_intents(rows))
 
     def _told(self, intents: list[Intent]) -> None:
         for intent in intents:
+            for waiter in self._waiting.get(intent.id, ()):
+                waiter.taken = intent.state is not State.PENDING
             if intent.state.ended:
                 self.ended(intent)
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from typing import Protocol
 
 import anyio
+import msgspec
 
+from kernel import wire
 from kernel.clock import Clock
 from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
@@ -20,6 +21,11 @@ from kernel.waiters import Waiters
 
 log = logging.getLogger(__name__)
 
+GLANCE = 0.25
+"""Seconds between two glances at the bus's state while the poll rests: it may go blind meanwhile."""
+AGAIN = 0.25
+"""Seconds until what signals asked for is tried again."""
+
 
 class BusSettings(Protocol):
     """Seconds between two polls, by the bus's state."""
@@ -30,6 +36,15 @@ class BusSettings(Protocol):
     def poll_slow(self) -> float: ...
     @property
     def poll_blind(self) -> float: ...
+
+
+class Errands(msgspec.Struct):
+    """What signals ask for that must be read from the rows. What is told while some are run is done with the next."""
+
+    missed: bool = False
+    ended: set[str] = msgspec.field(default_factory=set)
+    moved: set[str] = msgspec.field(default_factory=set)
+    changed: set[str] = msgspec.field(default_factory=set)
 
 
 class Wakeups:
@@ -57,40 +72,118 @@ class Wakeups:
         self._dispatcher = dispatcher
         self._waiters = waiters
         self._links = links
+        self._errands = Errands()
+        self._asked = anyio.Event()
+        self._away = False
+        """Whether it was said that the database does not answer."""
 
     async def listen(self) -> None:
-        while True:
-            for signal in await self._signals.wait(self._clock.monotonic() + self._settings.poll_healthy):
-                try:
-                    await self._heed(signal)
-                except StorageUnavailable:
-                    log.warning("a signal was not followed, the poll will: the database does not answer")
+        """Heed signals until cancelled. What needs no row is done at once, whatever the database is at."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._run_errands)
+            while True:
+                for signal in await self._signals.wait(self._clock.monotonic() + self._settings.poll_healthy):
+                    self._heed(signal)
 
-    async def _heed(self, signal: Signal) -> None:
+    def _heed(self, signal: Signal) -> None:
         match signal.kind:
             case SignalKind.WORK:
                 self._drain.wake(signal.broker_id)
-            case SignalKind.ENDED:
-                await self._waiters.read(signal.ids)
             case SignalKind.PROGRESS:
                 for intent_id in signal.ids:
                     self._waiters.progress(intent_id)
             case SignalKind.CANCEL:
                 for intent_id in signal.ids:
                     self._dispatcher.stop_here(intent_id)
+            case SignalKind.REVOKED:
+                link = self._links.of(signal.broker_id)
+                if link and link.session.session_id in signal.ids:
+                    link.hang_up(wire.Close.DELETED, "secret_revoked")
+            case _:
+                self._ask(signal)
+
+    def _ask(self, signal: Signal) -> None:
+        match signal.kind:
+            case SignalKind.ENDED:
+                self._errands.ended.update(signal.ids)
             case SignalKind.MOVED:
-                await self._links.renew_once(signal.broker_id)
+                self._errands.moved.add(signal.broker_id)
+            case SignalKind.CHANGED:
+                self._errands.changed.add(signal.broker_id)
+            case SignalKind.MISSED:
+                self._errands.missed = True
+        self._asked.set()
+
+    # -- what is read from the rows ------------------------------------------------------------------------------
+
+    async def _run_errands(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            errands, self._errands = self._errands, Errands()
+            try:
+                await (self._look() if errands.missed else self._run(errands))
+                await self._read_changed(errands.changed)
+            except StorageUnavailable as fault:
+                self._say_away(fault)
+                self._errands.missed = True
+                self._errands.changed |= errands.changed
+                self._asked.set()
+                await anyio.sleep(AGAIN)
+            else:
+                self._away = False
+                if errands.missed and not self._errands.missed:
+                    self._signals.caught_up()
+
+    async def _look(self) -> None:
+        """Signals may have been lost: look at everything that this node holds, or waits for."""
+        await self._wake_pending()
+        await self._waiters.read()
+        await self._links.renew_once()
+
+    async def _run(self, errands: Errands) -> None:
+        if errands.ended:
+            await self._waiters.read(errands.ended)
+        if errands.moved:
+            await self._links.renew_once(errands.moved.pop() if len(errands.moved) == 1 else "")
+
+    async def _read_changed(self, broker_ids: set[str]) -> None:
+        """Of a broker that this node holds: it may be paused, deleted, or have another endpoint."""
+        for broker_id in broker_ids:
+            if self._links.of(broker_id) is None:
+                continue
+            broker = await self._storage.find_broker(broker_id)
+            if broker is None:
+                self._links.hang_up(broker_id, wire.Close.DELETED, "deleted")
+            else:
+                self._links.pause(broker_id, paused=broker.paused)
+                await self._links.renew_once(broker_id)
+                self._drain.wake(broker_id)
+
+    async def _wake_pending(self) -> None:
+        for broker_id in await self._storage.poll(self._node_id):
+            self._drain.wake(broker_id)
+
+    # -- the poll ------------------------------------------------------------------------------------------------
 
     async def poll(self) -> None:
         """One query for all brokers of this node, one for all who wait."""
         while True:
-            await anyio.sleep(self._pause() * random.uniform(0.9, 1.1))
+            await self._rest()
             try:
-                for broker_id in await self._storage.poll(self._node_id):
-                    self._drain.wake(broker_id)
+                await self._wake_pending()
                 await self._waiters.read()
-            except StorageUnavailable:
-                log.warning("nothing polled: the database does not answer")
+            except StorageUnavailable as fault:
+                self._say_away(fault)
+            else:
+                self._away = False
+
+    async def _rest(self) -> None:
+        """As long as the bus's state allows, a little less by chance: hubs do not ask in step."""
+        started = self._clock.monotonic()
+        share = 0.8 + self._clock.jitter(0.2)
+        while (left := started + self._pause() * share - self._clock.monotonic()) > 0:
+            await anyio.sleep(min(left, GLANCE))
 
     def _pause(self) -> float:
         match self._signals.state():
@@ -100,3 +193,8 @@ class Wakeups:
                 return self._settings.poll_slow
             case BusState.BLIND:
                 return self._settings.poll_blind
+
+    def _say_away(self, fault: StorageUnavailable) -> None:
+        if not self._away:
+            log.warning("nobody is woken for now, it is made up for later: %s", fault.message)
+        self._away = True

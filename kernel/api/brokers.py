@@ -21,6 +21,7 @@ from kernel.credentials import JOIN_TOKEN_LIVES, new_join_token, new_secret, sea
 from kernel.errors import Forbidden, InvalidJoinToken, NotFound, Unauthenticated
 from kernel.project import slug_of
 from kernel.session import Principal
+from kernel.signals import SignalKind
 from kernel.storage import BrokerEdit, BrokerJoin, BrokerRegistration
 
 
@@ -132,6 +133,7 @@ class Brokers:
         edited = await self._edge.storage.edit_broker(edit)
         if body.endpoint is not None:
             await self._edge.directs.moved(row.id)
+            self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
         tell(resp, shapes.broker(edited))
 
     @route(action="broker.delete", access="user")
@@ -139,6 +141,7 @@ class Brokers:
         row = await self._owned(req.principal, broker)
         await self._edge.storage.delete_broker(row.id)
         self._edge.links.hang_up(row.id, wire.Close.DELETED, "deleted")
+        self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
         resp.status = 204
 
     @route(action="broker.pause", access="user")
@@ -153,6 +156,7 @@ class Brokers:
         row = await self._owned(req.principal, broker)
         edited = await self._edge.storage.edit_broker(BrokerEdit(broker_id=row.id, paused=paused))
         self._edge.links.pause(row.id, paused=paused)
+        self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
         self._edge.dispatcher.wake(row.id)
         tell(resp, shapes.broker(edited))
 
@@ -183,27 +187,30 @@ class Join:
             self._limits.failed_joins.check(name)
         self._limits.joins.check(req.peer)
         try:
-            secret = await self._join(body)
+            joined, secret = await self._join(body)
         except Unauthenticated:
             for name in names:
                 self._limits.failed_joins.note(name)
             raise
         self._limits.joins.note(req.peer)
-        self._edge.links.hang_up(body.broker_id.lower(), wire.Close.DELETED, "secret_revoked")
+        self._edge.links.hang_up(joined.id, wire.Close.DELETED, "secret_revoked")
+        if joined.connected_session_id:
+            self._edge.dispatcher.tell_holder(joined.id, SignalKind.REVOKED, joined.connected_session_id)
         answer = {
             "secretKey": base64.b64encode(secret).decode(),
             "hubEndpoint": self._edge.host.address(),
-            "brokerId": body.broker_id.lower(),
+            "brokerId": joined.id,
         }
         tell(resp, answer)
 
-    async def _join(self, body: JoinRequest) -> bytes:
+    async def _join(self, body: JoinRequest) -> tuple[Broker, bytes]:
+        """Its row, which names the session that stands on the old secret, and the new secret."""
         broker_id = body.broker_id.lower()
         if not is_uuid(broker_id):
             raise InvalidJoinToken
         secret, key_id = new_secret(), self._edge.clock.uuid7()
         said = body.capabilities if isinstance(body.capabilities, list) else []
-        await self._edge.storage.join_broker(
+        joined = await self._edge.storage.join_broker(
             BrokerJoin(
                 broker_id=BrokerId(broker_id),
                 token_hash=token_hash(body.join_token),
@@ -213,7 +220,7 @@ class Join:
                 capabilities=tuple(one for one in said if isinstance(one, str)),
             )
         )
-        return secret
+        return joined, secret
 
 
 def _trimmed(endpoint: str | None) -> str | None:

@@ -25,6 +25,11 @@ class Readiness(Protocol):
 
     async def faults(self) -> Mapping[str, str]: ...
 
+    @property
+    def bus(self) -> str:
+        """The state of the signal bus."""
+        ...
+
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that resources need; `hub.py` fills it in."""

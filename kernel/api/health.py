@@ -27,7 +27,7 @@ class Health:
     async def on_get_ready(self, req: Asked, resp: Responded) -> None:
         faults = dict(await self._edge.readiness.faults())
         if not faults:
-            tell(resp, {"status": "ready", "nodeId": self._edge.host.node_id})
+            tell(resp, {"status": "ready", "nodeId": self._edge.host.node_id, "bus": self._edge.readiness.bus})
             return
         kind = Draining if "draining" in faults else Unavailable
         told = "; ".join(f"{name}: {why}" for name, why in faults.items())
