@@ -13,9 +13,10 @@ from plugins.storage.affairs import affairs, schema_finding
 from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target
 from plugins.storage.postgres.engine import engine_to
-from plugins.storage.postgres.examining import Facts, echoes, judged, migratable, refused
+from plugins.storage.postgres.examining import Facts, echoes, judged, migratable
 from plugins.storage.postgres.faults import FAULTS, Unreachable, why
 from plugins.storage.postgres.opening import key_of, looked_at, schema_of
+from plugins.storage.postgres.refusals import refused
 
 
 async def diagnosed(target: Target, settings: Settings) -> list[Finding]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Iterator
 
 import anyio
 import asyncpg
 import msgspec
-from asyncpg import exceptions as pg
 
 from kernel import Finding, Level, SchemaState
 from plugins.storage.postgres.budget import Budget, Room
 from plugins.storage.postgres.connecting import Connection, Target, connect
-from plugins.storage.postgres.faults import Unreachable, why
 from plugins.storage.schema import metadata
 
 OLDEST = 15
@@ -210,72 +207,6 @@ def migratable(found: Facts, schema: SchemaState) -> Finding:
 
 def _finding(check: str, good: bool, told: str, fix: str, *, level: Level = Level.FAIL) -> Finding:
     return Finding(check=check, told=told) if good else Finding(check=check, level=level, told=told, fix=fix)
-
-
-# -- a server that does not let us in ------------------------------------------------------------------------
-
-_HOPELESS = (
-    pg.InvalidAuthorizationSpecificationError,
-    pg.InvalidCatalogNameError,
-    pg.InsufficientPrivilegeError,
-    pg.ProtocolViolationError,
-    pg.UndefinedObjectError,
-    pg.CantChangeRuntimeParamError,
-    pg.InvalidParameterValueError,
-    ssl.SSLCertVerificationError,
-    asyncpg.InterfaceError,
-)
-"""Waiting does not help: somebody has to change something."""
-
-
-def hopeless(fault: Unreachable) -> bool:
-    return any(isinstance(one, _HOPELESS) for _, one in fault.faults)
-
-
-def refused(fault: Unreachable, *, key: str = "dsn") -> Finding:
-    """Why no server of a DSN would do, and what to change. `key` is the setting that holds the DSN."""
-    address, telling = max(fault.faults, key=lambda one: isinstance(one[1], _HOPELESS))
-    others = [f"{other}: {why(one)}" for other, one in fault.faults if other is not address]
-    told = "; ".join([f"the database {fault.dsn} cannot be used, {address}: {why(telling)}", *others])
-    return Finding(
-        check="database", level=Level.FAIL, told=told, fix=_fix(telling, fault, f"`{key}` of the plugin postgres")
-    )
-
-
-def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
-    dsn = whole.dsn
-    match fault:
-        case pg.InvalidPasswordError():
-            return f"correct the password in {setting}"
-        case pg.InvalidAuthorizationSpecificationError():
-            return f"create the role {dsn.user}, or let it in with a line of pg_hba.conf"
-        case pg.InvalidCatalogNameError():
-            return f"create it with `CREATE DATABASE \"{dsn.database}\" ENCODING 'UTF8'`, or correct {setting}"
-        case pg.InsufficientPrivilegeError():
-            return f'`GRANT CONNECT ON DATABASE "{dsn.database}" TO {dsn.user}`'
-        case pg.ProtocolViolationError() if setting.startswith("`listen_dsn`"):
-            return f"a pooler that refuses settings stands in front of it: let {setting} lead to the server itself"
-        case pg.ProtocolViolationError():
-            return (
-                "a pooler that refuses settings stands in front of it: set `statement_cache_size: 0` and a direct "
-                "`listen_dsn` in the config of the plugin postgres"
-            )
-        case pg.UndefinedObjectError() | pg.InvalidParameterValueError() | pg.CantChangeRuntimeParamError():
-            return f"leave that parameter out of {setting}"
-        case pg.TooManyConnectionsError():
-            return "raise max_connections, lower storage.pool_max, or run fewer hubs"
-        case pg.TargetServerAttributeNotMatched():
-            return f"name the primary in {setting}, or all servers with a comma between them"
-        case pg.CannotConnectNowError():
-            return "wait until it has started"
-        case ssl.SSLCertVerificationError():
-            return f"name the authority that signed it with sslrootcert=FILE in {setting}"
-        case asyncpg.InterfaceError():
-            return f"correct {setting}"
-        case ConnectionError() if "SSL" in str(fault):
-            return f"turn TLS on at the server, or take sslmode out of {setting}"
-        case _:
-            return f"start it, let this machine reach it, or correct {setting}"
 
 
 # -- LISTEN, through the whole path --------------------------------------------------------------------------

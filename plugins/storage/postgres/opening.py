@@ -21,8 +21,9 @@ from plugins.storage import migrations
 from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target, connect
 from plugins.storage.postgres.engine import engine_to
-from plugins.storage.postgres.examining import Facts, echoes, facts, hopeless, judged, migratable, refused
+from plugins.storage.postgres.examining import Facts, echoes, facts, judged, migratable
 from plugins.storage.postgres.faults import FAULTS, Unreachable, beneath, why
+from plugins.storage.postgres.refusals import hopeless, refused
 
 if TYPE_CHECKING:
     from plugins.storage.postgres.storage import PostgresStorage
