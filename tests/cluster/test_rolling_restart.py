@@ -1,0 +1,254 @@
+"""Hubs are stopped and started one after the other under load: nothing is lost, and no broker is left alone (P9)."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+
+from broker.identity import Identity, save_identity
+from tests.harness.brokerprocess import BrokerProcess
+from tests.harness.checker import check
+from tests.harness.cluster import Cluster
+from tests.harness.fixtures import tasks
+from tests.harness.history import Event
+from tests.harness.hubclient import Json
+from tests.harness.hubprocess import POINTSMAN
+from tests.harness.postgres import postgres, postgres_dsn, postgres_servers
+from tests.harness.processes import Child, eventually
+from tests.harness.run import Run
+from tests.harness.scenes import Background
+
+__all__ = ["postgres", "postgres_dsn", "postgres_servers", "tasks"]
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, postgres_dsn: str) -> AsyncIterator[Cluster]:
+    async with Cluster(tmp_path, postgres_dsn, settings={"node.drain": "15s", "dispatch.http_wait": "4s"}) as made:
+        yield made
+
+
+class Load:
+    """Callers that go to any live hub and repeat what was not acknowledged, with the same key, until they are ended."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.told: dict[str, str] = {}
+        """Acknowledged dispatch → its agent."""
+        self.repeated = 0
+        self._over = anyio.Event()
+        self._chance = random.Random(7)
+
+    @asynccontextmanager
+    async def on(self, agents: Sequence[str]) -> AsyncIterator[None]:
+        """Load on these agents; at the end every call has been acknowledged."""
+        async with anyio.create_task_group() as callers:
+            for agent in agents:
+                callers.start_soon(self._tell, agent)
+            yield
+            self._over.set()
+
+    async def _tell(self, agent: str) -> None:
+        n = 0
+        while not self._over.is_set():
+            n += 1
+            await self._insist(agent, n)
+            await anyio.sleep(0.02)
+
+    async def _insist(self, agent: str, n: int) -> None:
+        """A message, and every fourth time a restart. 503 is no acknowledgement, nor is a broken connection."""
+        while True:
+            api = self.cluster.any(self._chance).api
+            key = f"{agent}-{n}"
+            try:
+                if n % 4:
+                    answer = await api.message(agent, f"m{n}", idempotency_key=key)
+                else:
+                    answer = await api.do("restart", agent, idempotency_key=key)
+            except (httpx2.HTTPError, RuntimeError):
+                self.repeated += 1
+            else:
+                if answer.status < 300:
+                    self.told[answer.dispatch] = agent
+                    return
+                self.repeated += 1
+                assert answer.status == 503, answer
+            await anyio.sleep(0.05)
+
+    async def all_ended(self) -> None:
+        api = self.cluster.alive[0].api
+        for dispatch in self.told:
+            assert (await api.ended(dispatch))["state"] == "done"
+
+
+async def restart_each(cluster: Cluster, between: float) -> None:
+    for hub in cluster.hubs:
+        began = time.monotonic()
+        assert await hub.terminate(patience=40) == 0
+        print(f"{hub.child and hub.child.log.parent.name} stopped in {time.monotonic() - began:.2f} s")
+        await hub.restart()
+        await anyio.sleep(between)
+
+
+def gaps(history: Sequence[Event]) -> list[float]:
+    """For how long a scripted broker had no session, each time: between two of them, or nothing if they overlap."""
+    found, open_sockets, lost = [], 0, None
+    for event in history:
+        if event["what"] == "connected":
+            open_sockets += 1
+            if lost is not None:
+                found.append(event["t"] - lost)
+                lost = None
+        elif event["what"] == "closed":
+            open_sockets -= 1
+            lost = event["t"] if not open_sockets else None
+    return found
+
+
+def part_of(cluster: Cluster, broker: BrokerProcess, rows: list[Json], agents: set[str]) -> Run:
+    mine = {row["id"] for row in rows}
+    calls = cluster.calls()
+    answered = {event["call"] for event in calls if event["what"] == "answered" and event.get("dispatch") in mine}
+    known = [one for one in calls if one.get("agent") in agents or one.get("call") in answered or not one.get("call")]
+    asked = {one.get("call") for one in known}
+    return Run(
+        calls=[one for one in calls if one.get("call") in asked],
+        broker=broker.history(),
+        rows=rows,
+    )
+
+
+async def online(cluster: Cluster, broker: BrokerProcess) -> None:
+    await broker.seen(what="connected")
+    await cluster.owner(broker.broker_id)
+
+
+async def test_a_rolling_restart_under_load_loses_nothing(cluster: Cluster) -> None:
+    async with AsyncExitStack() as stack:
+        api = cluster.hubs[0].api
+        project = await api.create_project()
+        brokers: list[BrokerProcess] = []
+        agents: dict[str, set[str]] = {}
+        for n in range(6):
+            identity = await api.register_broker()
+            first = cluster.hubs[n % 3]
+            broker = await stack.enter_async_context(cluster.broker(identity, first=first, name=f"broker-{n}"))
+            await online(cluster, broker)
+            made = [await api.create_agent(project, broker.broker_id) for _ in range(2)]
+            agents[broker.broker_id] = {agent["id"] for agent in made}
+            brokers.append(broker)
+        load = Load(cluster)
+        async with load.on([agent for of_one in agents.values() for agent in of_one]):
+            await anyio.sleep(1)
+            await restart_each(cluster, between=1)
+        await load.all_ended()
+        longest = {}
+        for broker in brokers:
+            rows = await cluster.alive[0].api.all_dispatches(brokerId=broker.broker_id)
+            check(part_of(cluster, broker, rows, agents[broker.broker_id]))
+            longest[broker.directory.name] = max(gaps(broker.history()), default=0.0)
+        print(f"{len(load.told)} acknowledged, {load.repeated} repeated; longest gap of each broker: {longest}")
+        assert len(load.told) > 100
+        advised = [one for broker in brokers for one in broker.events(what="in", frame=_is_advice)]
+        assert len(advised) >= 6
+        assert max(longest.values()) < 1.0, "each dialled the next hub before it left"
+
+
+def _is_advice(frame: Any) -> bool:
+    return isinstance(frame, dict) and frame.get("type") == "reconnect"
+
+
+async def test_our_broker_dials_the_next_hub_before_it_leaves(cluster: Cluster, tmp_path: Path) -> None:
+    """The broker that ships, with agents that run."""
+    api = cluster.hubs[0].api
+    identity = await api.register_broker()
+    folder = tmp_path / "ours"
+    folder.mkdir(mode=0o700)
+    save_identity(folder, Identity(broker_id=identity["broker_id"], secret=identity["secret"], name="ours"))
+    urls = [part for hub in cluster.hubs for part in ("--hub", hub.url)]
+    arguments = [str(POINTSMAN), "broker", "run", "--dir", str(folder), "--stop-agents", *urls]
+    child = Child(arguments, tmp_path / "broker.log", cwd=tmp_path)
+    try:
+        await api.broker_is(identity["broker_id"], "online")
+        project = await api.create_project()
+        config = {"command": ["sh", "-c", "while read line; do :; done"]}
+        made = [await api.create_agent(project, identity["broker_id"], config=config) for _ in range(3)]
+        load = Load(cluster)
+        async with load.on([agent["id"] for agent in made]):
+            await anyio.sleep(1)
+            await restart_each(cluster, between=1)
+        await load.all_ended()
+        told = [float(gap) for gap in re.findall(r"connected to .* gap (\d+\.\d+) s", child.log.read_text())]
+        print(f"{len(load.told)} acknowledged, {load.repeated} repeated; gaps {told}")
+        assert len(told) >= 3
+        assert max(told) < 1.0, "the next session is claimed before the last one goes"
+    except BaseException:
+        print(child.tail())
+        raise
+    finally:
+        child.stop(patience=15)
+
+
+async def test_a_local_call_whose_socket_moves_gives_its_caller_the_true_answer(
+    cluster: Cluster, tasks: anyio.abc.TaskGroup
+) -> None:
+    """It was sent without a row; its hub is stopped; the next hub sends it again, and the broker joins it."""
+    one, two, _ = cluster.hubs
+    identity = await one.api.register_broker()
+    async with cluster.broker(identity, first=one) as broker:
+        await online(cluster, broker)
+        project = await one.api.create_project()
+        agent = await one.api.create_agent(project, broker.broker_id)
+        await broker.rule(op="stop", gate="slow")
+        call = Background()
+        tasks.start_soon(call.run, lambda: one.api.do("stop", agent["id"], prefer="wait=60"))
+        dispatch = (await broker.seen(what="effect", op="stop"))["dispatch"]
+        assert (await two.api.ask("GET", f"/dispatches/{dispatch}")).status == 404, "LOCAL: no row yet"
+        assert one.child
+        one.child.send(signal.SIGTERM)
+        await broker.seen(what="joined", dispatch=dispatch)
+        asked = broker.events(what="request", dispatch=dispatch)
+        assert [(event["socket"], event["attempt"]) for event in asked] == [(1, 1), (2, 2)]
+        await broker.release("slow")
+        answer = (await call.answered()).expect(200)
+        assert (answer.dispatch, answer.json["phase"]) == (dispatch, "stopped")
+        assert await one.child.ended() == 0
+        row = await two.api.dispatch(dispatch)
+        assert (row["state"], row["attempts"], row["claimedBy"]) == (
+            "done",
+            2,
+            (await cluster.owner(broker.broker_id)).node,
+        )
+        assert len(broker.effects(op="stop")) == 1
+
+
+async def test_a_drained_hub_hands_its_brokers_over_and_stays(cluster: Cluster) -> None:
+    one, two, _ = cluster.hubs
+    identity = await one.api.register_broker()
+    async with cluster.broker(identity, first=one) as broker:
+        await online(cluster, broker)
+        assert (await cluster.owner(broker.broker_id)) is one
+        (await two.api.ask("POST", f"/nodes/{one.node}/drain")).expect(202)
+        await broker.seen(what="connected", times=2)
+
+        async def moved() -> bool:
+            return (await cluster.owner(broker.broker_id)) is not one
+
+        await eventually(moved, "another owner")
+        rows = {row["id"]: row for row in (await two.api.get("/nodes"))["nodes"]}
+        assert (rows[one.node]["draining"], rows[one.node]["brokers"]) == (True, 0)
+        assert (await one.api.ask("GET", "/readyz")).expect(503).code == "draining"
+        assert one.alive
+        assert max(gaps(broker.history()), default=0.0) < 1.0
+        assert await one.terminate() == 0
+        assert one.node not in {row["id"] for row in (await two.api.get("/nodes"))["nodes"]}
