@@ -449,13 +449,20 @@ async def _live(
                 guests.start_soon(companion, ready)
                 with anyio.move_on_after(FIRST_LINK):
                     await hub.links.any()
-            with ready_file(ready_path, ready):
-                told(ready)
-                number = await _until_told_to_stop()
-                parts.handover.begin()
+            guests.start_soon(_say_ready, parts.readiness, ready_path, ready, told)
+            number = await _until_told_to_stop()
+            parts.handover.begin()
             guests.cancel_scope.cancel()
         await parts.handover.run(_limit(hub, number))
         tasks.cancel_scope.cancel()
+
+
+async def _say_ready(readiness: Readiness, path: Path | None, ready: Ready, told: Callable[[Ready], None]) -> None:
+    """From when `/readyz` says so until the hub stops: a bus that is just being opened hears nothing yet."""
+    await readiness.reached()
+    with ready_file(path, ready):
+        told(ready)
+        await anyio.sleep_forever()
 
 
 async def _until_told_to_stop() -> signals_of_the_system.Signals:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import anyio
+
 from kernel.errors import PointsmanError
 from kernel.pulse import Pulse
 from kernel.signals import BusState, Signals
 from kernel.storage import Storage
+
+LOOK = 0.05
+"""Seconds between two looks at whether a hub that starts is ready."""
 
 
 class Readiness:
@@ -16,6 +21,11 @@ class Readiness:
         self._pulse = pulse
         self._signals = signals
         self.draining = False
+
+    async def reached(self) -> None:
+        """Until nothing fails any more."""
+        while await self.faults():
+            await anyio.sleep(LOOK)
 
     @property
     def bus(self) -> BusState:
