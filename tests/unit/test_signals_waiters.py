@@ -1,0 +1,191 @@
+"""Callers who wait signal again while nobody took their work, and read its row together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from kernel.clock import SYSTEM, Instant
+from kernel.errors import StorageUnavailable
+from kernel.intent import Intent, IntentId, Lane, Op, State
+from kernel.waiters import Seen, Unended, Waiters
+
+pytestmark = pytest.mark.anyio
+REKICK = (0.02, 0.02, 0.02)
+
+
+class Rows:
+    """A table of intents that counts the queries."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Intent] = {}
+        self.asked: list[list[str]] = []
+        self.slow = 0.0
+        self.away = 0
+
+    def put(self, intent_id: str, state: State, **more: Any) -> None:
+        self.rows[intent_id] = intent(intent_id, state, **more)
+
+    async def find_intents(self, ids: Sequence[str]) -> list[Intent]:
+        self.asked.append(sorted(ids))
+        await anyio.sleep(self.slow)
+        if self.away:
+            self.away -= 1
+            raise StorageUnavailable
+        return [self.rows[one] for one in ids if one in self.rows]
+
+
+def intent(intent_id: str, state: State, **more: Any) -> Intent:
+    made = Intent(
+        id=IntentId(intent_id),
+        op=Op.STOP,
+        lane=Lane.CONTROL,
+        state=state,
+        broker_id="b",
+        agent_id="a",  # type: ignore[arg-type]
+        agent_slug="a",
+        project_id="p",
+        deadline_at=Instant(0),
+        route="forward",
+        principal="me",
+        request_id="r",
+        node_id="n",
+        created_at=Instant(0),
+    )
+    return msgspec.structs.replace(made, **more)
+
+
+class Caller:
+    def __init__(self, waiters: Waiters, intent_id: str) -> None:
+        self.waiters = waiters
+        self.intent_id = IntentId(intent_id)
+        self.kicks = 0
+        self.seen: Seen | Unended | None = None
+
+    async def wait(self, seconds: float = 30.0, window: float = 30.0) -> None:
+        with self.waiters.register(self.intent_id) as waiter:
+            waiter.recorded = True
+            self.seen = await self.waiters.outcome(waiter, seconds, window, self._kick)
+
+    def _kick(self) -> None:
+        self.kicks += 1
+
+
+def made(rows: Rows, rekick: tuple[float, ...] = REKICK) -> Waiters:
+    storage: Any = rows
+    return Waiters(storage, SYSTEM, rekick)
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while not true():
+            await anyio.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("state", "kicks"), [(State.PENDING, len(REKICK)), (State.IN_PROGRESS, 0)], ids=["unclaimed", "claimed"]
+)
+async def test_who_waits_signals_again_only_while_nobody_took_it(state: State, kicks: int) -> None:
+    rows = Rows()
+    rows.put("i", state)
+    caller = Caller(made(rows), "i")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(caller.wait)
+        await eventually(lambda: len(rows.asked) == len(REKICK))
+        await anyio.sleep(0.02)
+        tasks.cancel_scope.cancel()
+    assert caller.kicks == kicks
+
+
+async def test_end_that_no_signal_told_is_found_by_the_next_look() -> None:
+    rows = Rows()
+    rows.put("i", State.DONE)
+    caller = Caller(made(rows), "i")
+    with anyio.fail_after(30):
+        await caller.wait()
+    assert isinstance(caller.seen, Seen)
+    assert caller.kicks == 0
+
+
+async def test_many_who_look_again_share_queries() -> None:
+    rows = Rows()
+    rows.slow = 0.1
+    for n in range(60):
+        rows.put(f"i{n}", State.PENDING)
+    waiters = made(rows, (0.01,))
+    callers = [Caller(waiters, f"i{n}") for n in range(60)]
+    async with anyio.create_task_group() as tasks:
+        for caller in callers:
+            tasks.start_soon(caller.wait)
+        await eventually(lambda: all(caller.kicks == 1 for caller in callers))
+        tasks.cancel_scope.cancel()
+    assert {one for asked in rows.asked for one in asked} == {f"i{n}" for n in range(60)}
+    assert len(rows.asked) < 20
+
+
+async def test_failed_look_of_one_caller_costs_its_neighbour_nothing() -> None:
+    rows = Rows()
+    rows.slow, rows.away = 0.05, 1
+    for one in ("i", "j"):
+        rows.put(one, State.PENDING)
+    waiters = made(rows, (0.01,))
+    callers = [Caller(waiters, one) for one in ("i", "j")]
+    async with anyio.create_task_group() as tasks:
+        for caller in callers:
+            tasks.start_soon(caller.wait)
+        await eventually(lambda: len(rows.asked) == 2)
+        await eventually(lambda: sum(caller.kicks for caller in callers) == 1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_caller_who_leaves_in_the_middle_of_a_look_leaves_the_others_theirs() -> None:
+    rows = Rows()
+    rows.slow = 0.1
+    for one in ("i", "j"):
+        rows.put(one, State.PENDING)
+    waiters = made(rows, (0.01,))
+    leaves, stays = Caller(waiters, "i"), Caller(waiters, "j")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leaves.wait, 0.05)
+        tasks.start_soon(stays.wait)
+        await eventually(lambda: stays.kicks == 1)
+        tasks.cancel_scope.cancel()
+    assert leaves.seen is Unended.WAIT_OVER
+
+
+async def test_poll_reads_all_who_wait_in_one_query_and_a_signal_only_those_that_it_names() -> None:
+    rows = Rows()
+    for n in range(5):
+        rows.put(f"i{n}", State.IN_PROGRESS)
+    waiters = made(rows, ())
+    callers = [Caller(waiters, f"i{n}") for n in range(5)]
+    async with anyio.create_task_group() as tasks:
+        for caller in callers:
+            tasks.start_soon(caller.wait)
+        await anyio.sleep(0.02)
+        await waiters.read()
+        await waiters.read({"i3", "nobody waits for this"})
+        assert rows.asked == [["i0", "i1", "i2", "i3", "i4"], ["i3"]]
+        rows.put("i3", State.DONE)
+        await waiters.read({"i3"})
+        await eventually(lambda: isinstance(callers[3].seen, Seen))
+        assert [caller.seen for caller in callers if caller is not callers[3]] == [None] * 4
+        tasks.cancel_scope.cancel()
+
+
+async def test_progress_in_the_row_resets_the_window_when_its_signal_was_lost() -> None:
+    rows = Rows()
+    waiters = made(rows, ())
+    caller = Caller(waiters, "i")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(caller.wait, 30.0, 0.4)
+        for at in range(1, 8):
+            await anyio.sleep(0.1)
+            rows.put("i", State.IN_PROGRESS, progress_at=Instant(at))
+            await waiters.read()
+        assert caller.seen is None
+        await eventually(lambda: caller.seen is Unended.SILENT)
