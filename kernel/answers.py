@@ -54,7 +54,7 @@ class Answers:
         settings: WaitSettings,
         kick: Callable[[Intent], None],
         stop: Callable[[Intent], None],
-        may_judge: Callable[[], bool],
+        is_calm: Callable[[], bool],
     ) -> None:
         self._storage = storage
         self._waiters = waiters
@@ -66,7 +66,7 @@ class Answers:
         self._settings = settings
         self._kick = kick
         self._stop = stop
-        self._may_judge = may_judge
+        self._is_calm = is_calm
 
     async def of(self, intent: Intent, waiter: Waiter, wait: float | None) -> Answer:
         """Wait at most `wait` seconds (None: `dispatch.http_wait`).
@@ -159,7 +159,7 @@ class Answers:
     async def may_end(self, intent: Intent) -> bool:
         """Whether what looks untaken may be ended. After a gap of this node's own it may be in the hands of its
         broker's owner, whose claim the database lost (design/dispatch.md section 4)."""
-        if self._may_judge():
+        if self._is_calm():
             return True
         broker = await self._storage.find_broker(intent.broker_id)
         return broker is None or broker.connected_hub_id is None

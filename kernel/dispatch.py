@@ -86,7 +86,7 @@ class Dispatcher:
             settings=settings,
             kick=self._kick,
             stop=self._stop,
-            may_judge=lambda: pulse.may_judge,
+            is_calm=lambda: pulse.calm,
         )
 
     # -- the first line: accept ------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Dispatcher:
                 key=call.key,
                 agent=call.new_agent,
                 provider=call.provider,
-                supersedes_starts=call.op in ENDS_RUN and self._pulse.may_judge,
+                supersedes_starts=call.op in ENDS_RUN and self._pulse.calm,
             )
         )
         if recorded.repeated and recorded.repeated.intent_id:

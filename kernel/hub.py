@@ -162,7 +162,15 @@ async def _pulse(hub: Hub) -> AsyncIterator[None]:
     now = hub.clock.now()
     node = Node(id=hub.node_id, started_at=now, beat_at=now, version=version("pointsman"))
     every = hub.settings.node
-    hub.pulse = Pulse(hub.storage, node, hub.clock, every=every.beat, lost_after=every.lost_after, grace=every.grace)
+    hub.pulse = Pulse(
+        hub.storage,
+        node,
+        hub.clock,
+        every=every.beat,
+        lost_after=every.lost_after,
+        grace=every.grace,
+        breaks=lambda: hub.storage.breaks + hub.signals.reconnects(),
+    )
     await hub.pulse.start()
     try:
         yield

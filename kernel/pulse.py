@@ -15,10 +15,13 @@ from kernel.storage import Nodes
 
 log = logging.getLogger(__name__)
 
+LATE = 0.75
+"""A beat so late, in parts of the silence that makes a node lost, is a gap."""
 
-def never() -> float:
-    """Of connections that never broke."""
-    return float("-inf")
+
+def none() -> int:
+    """Of connections that cannot break."""
+    return 0
 
 
 class Pulse:
@@ -34,16 +37,17 @@ class Pulse:
         every: float,
         lost_after: float,
         grace: float,
-        broken_at: Callable[[], float] = never,
+        breaks: Callable[[], int] = none,
     ) -> None:
-        """`broken_at` tells the monotonic time at which a connection to the database last broke."""
+        """`breaks` counts the connections to the database that broke."""
         self._storage = storage
         self._node = node
         self._clock = clock
         self._every = every
         self._lost_after = lost_after
         self._grace = grace
-        self._broken_at = broken_at
+        self._breaks = breaks
+        self._breaks_seen = 0
         self._beat_at: float | None = None
         self._gap_ended_at = float("-inf")
         self._beating = anyio.CancelScope()
@@ -57,13 +61,30 @@ class Pulse:
     @property
     def steady(self) -> bool:
         """The last beat is recent: what this node believes about its sessions is most likely still true."""
-        return self._beat_at is not None and self._clock.monotonic() - self._beat_at < self._lost_after
+        return self._beat_age < self._lost_after
+
+    @property
+    def calm(self) -> bool:
+        """For a while nothing happened by which the rows could tell less than is true: what looks untaken is so."""
+        if self._breaks() != self._breaks_seen:
+            self._breaks_seen = self._breaks()
+            self._gap_ended_at = self._clock.monotonic()
+        return self.steady and self._clock.monotonic() - self._gap_ended_at >= self._grace
 
     @property
     def may_judge(self) -> bool:
-        """Whether it may call others lost, and end what nobody took."""
-        shaken = max(self._gap_ended_at, self._broken_at())
-        return self.steady and self._clock.monotonic() - shaken >= self._grace
+        """Whether it may call others lost: it is calm, and its own next beat is not late. While the database stands
+        still everybody's is, and who is heard first afterwards would find the others silent."""
+        return self.calm and self._beat_age < self.patience
+
+    @property
+    def patience(self) -> float:
+        """Seconds within which what judges others must be done: with a beat's pause less than what makes one lost."""
+        return self._lost_after / 2
+
+    @property
+    def _beat_age(self) -> float:
+        return float("inf") if self._beat_at is None else self._clock.monotonic() - self._beat_at
 
     async def start(self) -> None:
         await self._storage.join_node(msgspec.structs.replace(self._node, draining=self.draining))
@@ -92,10 +113,10 @@ class Pulse:
             self._told_to_drain.set()
 
     def _note_beat(self) -> None:
-        now = self._clock.monotonic()
-        if self._beat_at is None or now - self._beat_at >= self._lost_after:
-            self._gap_ended_at = now
-        self._beat_at = now
+        """Others may have fared worse by what made this one late: near a gap is a gap."""
+        if self._beat_age >= LATE * self._lost_after:
+            self._gap_ended_at = self._clock.monotonic()
+        self._beat_at = self._clock.monotonic()
 
     async def _rejoin(self, forgotten: Callable[[], Awaitable[None]]) -> None:
         log.warning("this node was judged lost: it drops its sessions and joins again")

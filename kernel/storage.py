@@ -681,6 +681,12 @@ class Storage(Nodes, Sessions, Intents, Agents, Projects, Brokers, Protocol):
         """How many writes the last commit held."""
         ...
 
+    @property
+    def breaks(self) -> int:
+        """How many connections broke, or did not answer in time, since the start. Afterwards rows may tell less than
+        is true for a while."""
+        ...
+
     async def ping(self) -> None:
         """Answer, or raise StorageUnavailable: for readiness."""
         ...

@@ -16,7 +16,7 @@ from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.pulse import Pulse
 from kernel.signals import Signal, SignalKind, Signals
-from kernel.storage import Changed, Storage, Unfinished
+from kernel.storage import Changed, Reaped, Storage, Unfinished
 from kernel.waiters import Waiters
 
 log = logging.getLogger(__name__)
@@ -103,11 +103,19 @@ class Sweeps:
         """Lost nodes, stale affinity, and lifecycle calls that wait for a broker that does not come. What this node
         holds it renews first: after an outage its own sessions look stale too, until it has said that they live."""
         await self._renew()
-        reaped = await self._storage.reap(self._node_id, self._spans.lost_after, self._spans.stale_after)
+        reaped = await self._reap()
         for node_id in reaped.lost_nodes:
             log.warning("node %s is lost: what it had in hand is driven again", node_id)
         self._moved(reaped.changed)
         await self._all(lambda: self._storage.expire_unheld(self._node_id, self._spans.reconnect_grace, BATCH))
+
+    async def _reap(self) -> Reaped:
+        """Undone when it does not come at once: when the database stood still meanwhile, everybody looks silent."""
+        reaped = Reaped()
+        with anyio.move_on_after(self._pulse.patience):
+            if self._pulse.may_judge:
+                reaped = await self._storage.reap(self._node_id, self._spans.lost_after, self._spans.stale_after)
+        return reaped
 
     async def stuck(self) -> None:
         """In progress under an epoch that is gone; pending past the deadline."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -102,6 +102,67 @@ async def test_a_node_that_cannot_join_again_tries_at_its_next_beat() -> None:
                 await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
     assert forgotten == 2
+
+
+class Hand:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.at = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+def beating(hand: Hand, breaks: list[int]) -> Pulse:
+    storage, clock = cast("Any", Forgets()), cast("Any", hand)
+    every = {"every": 2.0, "lost_after": 6.0, "grace": 12.0}
+    return Pulse(storage, NODE, clock, **every, breaks=lambda: len(breaks))
+
+
+def judges(pulse: Pulse) -> bool:
+    return pulse.may_judge
+
+
+async def until(pulse: Pulse, hand: Hand, moment: float) -> None:
+    """A beat every two seconds until then."""
+    while hand.at < moment:
+        hand.at = min(hand.at + 2.0, moment)
+        await pulse._try_beat(nothing)
+
+
+async def test_after_a_broken_connection_nobody_is_judged_for_a_while() -> None:
+    hand, breaks = Hand(), list[int]()
+    pulse = beating(hand, breaks)
+    await pulse.start()
+    assert judges(pulse)
+    breaks.append(1)
+    assert not pulse.calm
+    await until(pulse, hand, hand.at + 11.9)
+    assert not judges(pulse)
+    await until(pulse, hand, hand.at + 0.2)
+    assert judges(pulse)
+
+
+@pytest.mark.parametrize(("late", "may"), [(4.4, True), (4.6, False)])
+async def test_after_a_beat_that_came_late_nobody_is_judged_for_a_while(late: float, may: bool) -> None:
+    hand = Hand()
+    pulse = beating(hand, [])
+    await pulse.start()
+    hand.at += late
+    await pulse._try_beat(nothing)
+    assert pulse.may_judge == may
+    await until(pulse, hand, hand.at + 12.1)
+    assert pulse.may_judge
+
+
+async def test_while_its_own_beat_is_late_a_node_judges_nobody() -> None:
+    """The database stands still: the first who is heard afterwards must not find the others silent."""
+    hand = Hand()
+    pulse = beating(hand, [])
+    await pulse.start()
+    hand.at += 3.1
+    assert (pulse.steady, pulse.calm, pulse.may_judge) == (True, True, False)
 
 
 async def nothing() -> None:

@@ -38,7 +38,7 @@ class Runner:
         self.committed = 0
         """Writing transactions, since the start."""
         self.breaks = 0
-        """Connections that broke under a call."""
+        """Connections that broke under a call, or stood still too long."""
 
     async def write(self, function: Callable[[Tx], T]) -> T:
         """Committed when this returns.
@@ -56,6 +56,7 @@ class Runner:
             with anyio.fail_after(self._deadline):
                 return await self._repeated(once)
         except TimeoutError as fault:
+            self.breaks += 1
             raise StorageUnavailable("the database did not answer within server.database_deadline") from fault
 
     async def _repeated(self, once: Callable[[], Awaitable[T]]) -> T:
@@ -82,7 +83,7 @@ class Runner:
                 self._look(connection, fault)
                 raise
             with anyio.CancelScope(shield=True):
-                await _committed(connection, self._deadline)
+                await self._committed(connection)
             self.committed += tx.wrote
             return value
 
@@ -100,6 +101,18 @@ class Runner:
             self.breaks += 1
             raise Lost from fault
 
+    async def _committed(self, connection: Connection) -> None:
+        """Raises: StorageUnavailable when nobody can tell whether it was committed."""
+        try:
+            await connection.execute("COMMIT", timeout=self._deadline)
+        except FAULTS as fault:
+            if not connection.is_closed() and not isinstance(fault, TimeoutError):
+                raise
+            self.breaks += 1
+            connection.terminate()
+            told = "the database broke off at the commit: whether it was written is not known"
+            raise StorageUnavailable(told) from fault
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         pooled = await self._pool.acquire(timeout=self._deadline)
@@ -111,15 +124,3 @@ class Runner:
                 await self._pool.release(pooled)
             if scope.cancelled_caught:
                 connection.terminate()
-
-
-async def _committed(connection: Connection, deadline: float) -> None:
-    """Raises: StorageUnavailable when nobody can tell whether it was committed."""
-    try:
-        await connection.execute("COMMIT", timeout=deadline)
-    except FAULTS as fault:
-        if not connection.is_closed() and not isinstance(fault, TimeoutError):
-            raise
-        connection.terminate()
-        told = "the database broke off at the commit: whether it was written is not known"
-        raise StorageUnavailable(told) from fault

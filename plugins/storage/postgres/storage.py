@@ -54,6 +54,10 @@ class PostgresStorage(Operations):
         """How many writes the last commit held."""
         return 1.0
 
+    @property
+    def breaks(self) -> int:
+        return self._runner.breaks
+
     async def ping(self) -> None:
         await self._read(lambda tx: tx.now)
 

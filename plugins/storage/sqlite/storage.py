@@ -44,6 +44,11 @@ class SqliteStorage(Operations):
         """How many writes the last commit held."""
         return self._writer.last_batch
 
+    @property
+    def breaks(self) -> int:
+        """A file has no connection that could."""
+        return 0
+
     async def ping(self) -> None:
         await self._write(lambda _: None)
         await self._read(lambda _: None)
