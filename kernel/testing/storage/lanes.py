@@ -9,7 +9,7 @@ import pytest
 
 from kernel.agent import AgentChange, Phase
 from kernel.broker import Session
-from kernel.intent import Intent, Lane, Op, State
+from kernel.intent import Intent, IntentId, Lane, Op, State
 from kernel.node import NodeId
 from kernel.storage import BrokerEdit, Recording
 from kernel.testing.storage.contract import StorageContract
@@ -69,10 +69,19 @@ class LaneContract(StorageContract):
         assert ids((await world.claim(limit=2)).intents) == ids(recorded[:2])
         assert ids((await world.claim(limit=2)).intents) == ids(recorded[2:4])
 
-    async def test_hinted_intents_are_looked_at_first(self, world: World) -> None:
+    async def test_a_hint_names_the_lanes_that_are_looked_at(self, world: World) -> None:
         recorded = [await world.record(Op.STOP, await world.new_agent()) for _ in range(4)]
-        hinted = await world.claim(limit=1, ids=(recorded[2].id,))
+        hinted = await world.claim(ids=(recorded[2].id, IntentId("nonsense"), IntentId(uuid())))
         assert ids(hinted.intents) == [recorded[2].id]
+        assert (await world.claim(ids=())).intents == ()
+        assert len((await world.claim()).intents) == 3
+
+    async def test_a_hint_takes_the_head_of_its_lane_whichever_that_is(self, world: World) -> None:
+        agent = await world.new_agent()
+        head = await world.record(Op.STOP, agent)
+        hinted = await world.record(Op.START, agent)
+        assert ids((await world.claim(ids=(hinted.id,))).intents) == [head.id]
+        assert (await world.claim(ids=(hinted.id,))).intents == ()
 
     async def test_only_known_operations_are_taken(self, world: World) -> None:
         agent = await world.new_agent()

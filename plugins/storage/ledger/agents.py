@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -24,9 +25,9 @@ from kernel import (
 )
 from plugins.storage.ledger.homes import HOMES, Home
 from plugins.storage.ledger.pages import beyond, edge
-from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, first, param
+from plugins.storage.ledger.query import NOW, Query, Tx, first, param
 from plugins.storage.ledger.rows import AGENT, BROKER, NOBODY, PROJECT
-from plugins.storage.schema import agents, projects, runtime_brokers
+from plugins.storage.schema import Flag, agents, projects, runtime_brokers
 
 _c = agents.c
 _live = _c.deleted_at.is_(None)
@@ -149,22 +150,59 @@ def insert_agent(tx: Tx, agent: Agent) -> None:
     tx.run(_INSERT, **{**values, "created": tx.now, "updated": tx.now})
 
 
+_RUNNING = sa.literal_column(f"'{Phase.RUNNING}'", sa.Text())
+CHANGE: dict[str, Any] = {
+    "phase": sa.Text(),
+    "run_id": _c.run_id.type,
+    "activity": sa.Text(),
+    "detail": _c.detail.type,
+    "image": sa.Text(),
+    "runtime": sa.Text(),
+    "message": sa.Text(),
+    "gone": Flag(),
+}
+"""What an intent's end says of its agent; NULL leaves a value alone."""
+
+
+def changed(said: Callable[[str], Any]) -> dict[str, Any]:
+    """What the row becomes, by what `said` gives for each of `CHANGE`; any edge may be taken. Activities mean
+    something while the agent runs, in the run they were told of; a few outlast it."""
+    phase = sa.func.coalesce(said("phase"), _c.phase)
+    other_run = sa.and_(said("run_id").is_not(None), sa.or_(_c.run_id.is_(None), _c.run_id != said("run_id")))
+    starts = sa.and_(phase == _RUNNING, sa.or_(_c.phase != _RUNNING, other_run))
+    told = sa.func.coalesce(said("activity"), _c.activity)
+    running = sa.case((said("activity").is_not(None), said("activity")), (starts, None), else_=_c.activity)
+    resting = sa.case((sa.or_(*(told == lasting for lasting in sorted(LASTING))), told), else_=None)
+    kept = ("run_id", "detail", "image", "runtime", "message")
+    return {
+        **{name: sa.func.coalesce(said(name), _c[name]) for name in kept},
+        "phase": phase,
+        "activity": sa.case((phase == _RUNNING, running), else_=resting),
+        "started_at": sa.case((starts, NOW), else_=_c.started_at),
+        "deleted_at": sa.case((said("gone"), sa.func.coalesce(_c.deleted_at, NOW)), else_=_c.deleted_at),
+        "updated": NOW,
+        "state_version": _c.state_version + 1,
+    }
+
+
+def told_of(change: AgentChange) -> dict[str, Any]:
+    """The values of `CHANGE`. What is no word of ours is no activity; an empty one says nothing."""
+    return {
+        "phase": change.phase,
+        "run_id": change.run_id or None,
+        "activity": change.activity if change.activity in ACTIVITIES else None,
+        "detail": change.detail,
+        "image": change.image or None,
+        "runtime": change.runtime or None,
+        "message": change.message,
+        "gone": change.removal == "soft",
+    }
+
+
 _CHANGE = Query(
     sa.update(agents)
-    .values(
-        phase=param("to_phase"),
-        run_id=param("to_run"),
-        activity=param("to_activity"),
-        detail=param("to_detail"),
-        image=param("to_image"),
-        runtime=param("to_runtime"),
-        message=param("said"),
-        started_at=param("since"),
-        deleted_at=param("gone_at"),
-        updated=NOW,
-        state_version=_c.state_version + 1,
-    )
-    .where(_c.id == param("which"), _c.state_version == param("version"))
+    .values(changed(lambda name: param(f"to_{name}", CHANGE[name])))
+    .where(_c.id == param("which"))
     .returning(*AGENT.columns),
     AGENT.read,
 )
@@ -176,41 +214,13 @@ def agent_by_id(tx: Tx, agent_id: str) -> Agent | None:
 
 
 def change_agent(tx: Tx, agent_id: str, change: AgentChange | None) -> Agent | None:
-    """What the end of an intent makes of its agent; it may take any edge. Gives the agent as stored after it."""
-    agent = tx.one(_THIS, which=agent_id)
-    if agent is None or change is None:
-        return agent
+    """What the end of an intent makes of its agent. Gives the agent as stored after it."""
+    if change is None:
+        return agent_by_id(tx, agent_id)
     if change.removal == "row":
         tx.run(_REMOVE, which=agent_id)
         return None
-    phase = change.phase or agent.phase
-    starts = phase is Phase.RUNNING and (agent.phase is not Phase.RUNNING or change.run_id not in (None, agent.run_id))
-    changed = tx.one(
-        _CHANGE,
-        which=agent_id,
-        version=agent.state_version,
-        to_phase=phase,
-        to_run=change.run_id or agent.run_id,
-        to_activity=_activity(agent, change, phase, starts),
-        to_detail=agent.detail if change.detail is None else change.detail,
-        to_image=change.image or agent.image,
-        to_runtime=change.runtime or agent.runtime,
-        said=agent.message if change.message is None else change.message,
-        since=tx.now if starts else agent.started_at,
-        gone_at=(agent.deleted_at or tx.now) if change.removal == "soft" else agent.deleted_at,
-    )
-    if changed is None:
-        raise Overtaken
-    return changed
-
-
-def _activity(agent: Agent, change: AgentChange, phase: Phase, starts: bool) -> str | None:
-    """Activities mean something while the agent runs, in the run they were told of; a few outlast it."""
-    said = change.activity if change.activity in ACTIVITIES else None
-    if phase is Phase.RUNNING:
-        return said or (None if starts else agent.activity)
-    kept = said or agent.activity
-    return kept if kept in LASTING else None
+    return tx.one(_CHANGE, which=agent_id, **{f"to_{name}": value for name, value in told_of(change).items()})
 
 
 _EDIT = Query(

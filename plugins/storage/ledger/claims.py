@@ -17,7 +17,7 @@ from plugins.storage.schema import Flag, agents, messages, runtime_brokers
 _b = runtime_brokers.c
 
 
-def _carried(*, paused: bool) -> Any:
+def carried(*, paused: bool) -> Any:
     """The broker's row carries this node, session and epoch."""
     terms = [
         _b.id == param("broker"),
@@ -47,9 +47,17 @@ def _agents_waiting(home: Home) -> Any:
     return waiting.union_all(sa.select(following).where(waiting.c.agent.is_not(None)))
 
 
-def _heads(home: Home) -> Any:
+def _agents_hinted(home: Home) -> Any:
+    """The agents of one broker of which a signal told."""
+    told = sa.select(home.agent.label("agent")).where(
+        among(home.c.id, "hints"), home.c.broker_id == param("broker"), home.unfinished()
+    )
+    return told.distinct().cte(f"waiting_{home.lane}")
+
+
+def heads(home: Home, take: Any, *, hinted: bool) -> Any:
     """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node."""
-    waiting = _agents_waiting(home)
+    waiting = _agents_hinted(home) if hinted else _agents_waiting(home)
     lane, other = home.table.alias("lane"), home.table.alias("other")
     agent = home.agent.name
     head = (
@@ -79,7 +87,6 @@ def _heads(home: Home) -> Any:
         )
         found = found.join(agents, runs)
     due = sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW)
-    hinted = sa.case((among(home.c.id, "hints"), 0), else_=1)
     return (
         found.where(
             home.state == State.PENDING,
@@ -88,14 +95,14 @@ def _heads(home: Home) -> Any:
             among(home.op, "ops", sa.Text),
             sa.not_(in_hand),
         )
-        .order_by(hinted, home.c.seq)
-        .limit(param("take"))
+        .order_by(home.c.seq)
+        .limit(take)
     )
 
 
-def _claim(home: Home) -> Query[Intent]:
+def claiming(home: Home, take: Any, *, hinted: bool) -> Any:
     """One statement takes them, and only while the broker's row carries the session."""
-    statement = home.update(
+    return home.update(
         state=IN_PROGRESS,
         attempts=home.c.attempts + 1,
         claimed_by=param("node"),
@@ -106,33 +113,44 @@ def _claim(home: Home) -> Query[Intent]:
         accepted_at=None,
         progress_at=None,
         next_attempt_at=None,
-    ).where(home.c.id.in_(_heads(home)), home.state == State.PENDING, _carried(paused=False).exists())
-    return Query(statement, home.shape.read)
+    ).where(
+        home.c.id.in_(heads(home, take, hinted=hinted)), home.state == State.PENDING, carried(paused=False).exists()
+    )
 
 
 # Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.
-_CARRIED = Query[int](_carried(paused=True).with_for_update(read=True), first)
-_CLAIM = {home.lane: _claim(home) for home in HOMES}
+_CARRIED = Query[int](carried(paused=True).with_for_update(read=True), first)
+_CLAIM = {
+    (home.lane, hinted): Query[Intent](claiming(home, param("take"), hinted=hinted), home.shape.read)
+    for home in HOMES
+    for hinted in (False, True)
+}
+
+
+def arguments(request: ClaimRequest) -> dict[str, Any]:
+    """What a claim names, but for how many it takes."""
+    session = request.session
+    return {
+        "broker": session.broker_id,
+        "node": session.node_id,
+        "session": session.session_id,
+        "epoch": session.epoch,
+        "ops": sorted(request.ops),
+        "hints": [hint for hint in request.ids or () if is_uuid(hint)],
+    }
 
 
 def claim(tx: Tx, request: ClaimRequest) -> Claims:
     """Control before messages; in the order in which they were recorded."""
     session = request.session
-    values = {
-        "broker": session.broker_id,
-        "node": session.node_id,
-        "session": session.session_id,
-        "epoch": session.epoch,
-    }
+    values = arguments(request)
     if tx.one(_CARRIED, **values) is None:
         return Claims(stale=True, now=tx.now)
-    ops = sorted(request.ops)
-    hints = [hint for hint in request.ids or () if is_uuid(hint)]
     taken: list[Intent] = []
     for home in HOMES:
         room = request.limit - len(taken)
         if room > 0:
-            found = tx.all(_CLAIM[home.lane], **values, ops=ops, hints=hints, take=room)
+            found = tx.all(_CLAIM[home.lane, request.ids is not None], **values, take=room)
             taken += sorted(found, key=lambda intent: intent.seq)
     steps = [
         step(tx, intent, State.PENDING, "claimed", session.node_id, epoch=session.epoch, attempt=intent.attempts)
