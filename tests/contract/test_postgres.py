@@ -14,7 +14,7 @@ from kernel.storage import Storage
 from kernel.testing import storage as contracts
 from kernel.testing.postgres import Server
 from plugins.storage.postgres.connecting import Target
-from plugins.storage.postgres.opening import migrate
+from plugins.storage.postgres.opening import looked_at, migrate
 from plugins.storage.postgres.storage import assembled
 from plugins.storage.schema import metadata
 
@@ -30,7 +30,8 @@ def database(every_postgres: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 async def migrated(database: str) -> str:
-    await migrate(Target(dsn=database), NODE)
+    target = Target(dsn=database)
+    await migrate(target, NODE, await looked_at(target, NODE))
     return database
 
 

@@ -30,5 +30,6 @@ _ENSURE = Query[Any](
 
 def ensure_user(tx: Tx, user: User) -> None:
     """Raises: AlreadyExists when the address is another user's."""
+    tx.queue(f"user {user.id}")  # hubs that start together make the same one, and both its keys are unique
     email = user.email.strip().lower()
     tx.run(_ENSURE, id=user.id, email=email, display_name=user.display_name, role=user.role)
