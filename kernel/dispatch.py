@@ -28,7 +28,7 @@ from kernel.observe import Observer
 from kernel.plan import Planned, Planner
 from kernel.pulse import Pulse
 from kernel.route import Route, RouteRequest
-from kernel.routing import Routing
+from kernel.routing import Decided, Routing
 from kernel.signals import BusState, Signal, SignalKind, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
 from kernel.tunnel import Outcome
@@ -116,7 +116,7 @@ class Dispatcher:
         if self.draining:
             raise Draining()
         decided = self._routing.decide(call, intent_id)
-        plan = self._planner.plan(call, intent_id, decided.advice.route, decided.why)
+        plan = self._drafted(call, intent_id, decided)
         link = self._links.of(plan.broker_id) if decided.advice.route is Route.LOCAL else None
         if link and self._needs_no_row(call, link):
             return self._go(call, plan, link)
@@ -151,8 +151,14 @@ class Dispatcher:
         decided = self._routing.decide(call, intent_id)
         if decided.advice.route is Route.DIRECT:
             await self._reach(call, decided.request.broker)
-        intent = self._planner.plan(call, intent_id, decided.advice.route, decided.why)
-        return Planned(intent=msgspec.structs.replace(intent, key=call.key), owner=self._owner(decided.request))
+        intent = msgspec.structs.replace(self._drafted(call, intent_id, decided), key=call.key)
+        return Planned(intent=intent, owner=self._owner(decided.request))
+
+    def _drafted(self, call: Call, intent_id: IntentId, decided: Decided) -> NewIntent:
+        """Its history says which other hub is woken for it."""
+        owner = self._owner(decided.request)
+        woken = {} if owner in (None, self._pulse.node_id) else {"to": str(owner)}
+        return self._planner.plan(call, intent_id, decided.advice.route, {**decided.why, **woken})
 
     async def accept_together(
         self, planned: Sequence[Planned], *, key: IdempotencyKey | None, answer: bytes
@@ -262,13 +268,13 @@ class Dispatcher:
 
     # -- cancel, requeue, stop -------------------------------------------------------------------------------------
 
-    async def cancel(self, intent_id: IntentId) -> Cancelled:
+    async def cancel(self, intent_id: IntentId, by: str) -> Cancelled:
         """End it if it is pending; else ask whoever has it in hand to stop it. Raises: NotFound; Unavailable while what
         looks pending may be in hand all the same."""
         found = await self._answers.found(intent_id)
         if found.state is State.PENDING and not await self._answers.may_end(found):
             raise Unavailable("this hub lost sight of the database a moment ago: cancel it again", retry_after=5.0)
-        cancelled = await self._storage.cancel(intent_id, self._pulse.node_id)
+        cancelled = await self._storage.cancel(intent_id, self._pulse.node_id, by)
         self._observer.tell(cancelled.transitions)
         if cancelled.intent.state.ended:
             self._waiters.ended(cancelled.intent)

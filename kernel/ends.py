@@ -125,6 +125,9 @@ class Ends:
             self._tell_entry(intent)
         elif outcome.retry_in:
             self._tasks.start_soon(self._wake_in, outcome.retry_in * 1.25, work.intent.broker_id)
+        for dropped in settled.dropped:
+            self._waiters.ended(dropped)
+            self._tell_entry(dropped)
         if settled.waiting:
             work.link.wake()
 

@@ -202,6 +202,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     transitions: tuple[Transition, ...] = ()
     waiting: bool = False
     """Something of this agent is pending and might be claimed now."""
+    dropped: tuple[Intent, ...] = ()
+    """Messages that were held for an agent which this end deleted: cancelled with it."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +239,12 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """The unfinished intent right before it in its lane."""
     owner_alive: bool
     history: tuple[Transition, ...]
+    owner: Node | None = None
+    """The hub that has it in hand or, while it is pending, the one that the broker's row names."""
+    in_flight: int = 0
+    """What anybody has in hand of its broker."""
+    now: Instant = Instant(0)
+    """The database's clock."""
 
 
 class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
@@ -498,8 +506,8 @@ class Intents(Protocol):
 
     async def put_back(self, back: PutBack) -> Settled: ...
 
-    async def cancel(self, intent_id: IntentId, node_id: NodeId) -> Cancelled:
-        """Raises: NotFound."""
+    async def cancel(self, intent_id: IntentId, node_id: NodeId, by: str = "") -> Cancelled:
+        """`by` whom, for its history. Raises: NotFound."""
         ...
 
     async def expire(self, ids: Sequence[IntentId], failure: Failure, node_id: NodeId) -> Changed:

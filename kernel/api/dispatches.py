@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from kernel.api import shapes
 from kernel.api.edge import Edge
 from kernel.api.exchange import Asked, Responded, tell
@@ -38,6 +40,7 @@ class DispatchQuery(PageQuery, frozen=True, kw_only=True, rename="camel"):
 class Dispatches:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
+        self._version = version("pointsman")
 
     @route(action="dispatch.list", access="user", query=DispatchQuery)
     async def on_get(self, req: Asked, resp: Responded, query: DispatchQuery) -> None:
@@ -60,7 +63,7 @@ class Dispatches:
 
     @route(action="dispatch.cancel", access="user")
     async def on_post_cancel(self, req: Asked, resp: Responded, dispatch: str) -> None:
-        cancelled = await self._edge.dispatcher.cancel(_id(dispatch))
+        cancelled = await self._edge.dispatcher.cancel(_id(dispatch), str(req.principal))
         tell(resp, {"outcome": cancelled.outcome, "dispatch": shapes.dispatch(cancelled.intent)})
 
     @route(action="dispatch.requeue", access="user")
@@ -78,7 +81,7 @@ class Dispatches:
         view = await self._edge.storage.explain(_id(dispatch))
         if view is None:
             raise _unknown(dispatch)
-        told = explained(view, self._edge.settings, self._edge.clock.now())
+        told = explained(view, self._edge.settings, self._version)
         tell(resp, shapes.explanation(view, told))
 
 

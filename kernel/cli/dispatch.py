@@ -81,15 +81,25 @@ async def list_dispatches(
         show.note(f"there are more than {len(rows)}: --limit N or --all shows them")
 
 
+def timeline_option(command: Any) -> Any:
+    return click.option(
+        "--timeline", "only_timeline", is_flag=True, help="Only its course: who did what, and the milliseconds between."
+    )(command)
+
+
 @command.command("show")
 @click.argument("dispatch")
+@timeline_option
 @json_option
 @asks_hub
-async def show_dispatch(hub: Hub, dispatch: str, as_json: bool) -> None:
+async def show_dispatch(hub: Hub, dispatch: str, only_timeline: bool, as_json: bool) -> None:
     """Show one dispatch."""
     from kernel.cli.names import dispatch_id_of, path_of
 
     row = await hub.get(path_of("dispatches", dispatch_id_of(dispatch)))
+    if only_timeline:
+        await _tell_timeline(hub, row, as_json)
+        return
     if as_json:
         show.document(row)
         return
@@ -118,18 +128,34 @@ async def show_dispatch(hub: Hub, dispatch: str, as_json: bool) -> None:
     )
 
 
+async def _tell_timeline(hub: Hub, row: Row, as_json: bool) -> None:
+    from kernel.cli.names import path_of
+    from kernel.cli.timeline import timeline
+
+    told = await hub.get(path_of("dispatches", row["id"], "explain"))
+    if as_json:
+        show.document({"dispatch": row, "transitions": told["transitions"]})
+        return
+    for line in timeline(row, told["transitions"]):
+        show.say(line)
+
+
 def _spaced(name: str) -> str:
     return "".join(f" {c.lower()}" if c.isupper() else c for c in name).removesuffix(" at")
 
 
 @command.command("explain")
 @click.argument("dispatch")
+@timeline_option
 @json_option
 @asks_hub
-async def explain(hub: Hub, dispatch: str, as_json: bool) -> None:
+async def explain(hub: Hub, dispatch: str, only_timeline: bool, as_json: bool) -> None:
     """Say in words why a dispatch is where it is, and what happened to it so far."""
     from kernel.cli.names import dispatch_id_of, path_of
 
+    if only_timeline:
+        await _tell_timeline(hub, await hub.get(path_of("dispatches", dispatch_id_of(dispatch))), as_json)
+        return
     told = await hub.get(path_of("dispatches", dispatch_id_of(dispatch), "explain"))
     if as_json:
         show.document(told)

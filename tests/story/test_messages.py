@@ -135,6 +135,18 @@ async def test_a_held_message_expires_at_its_deadline_and_is_never_sent(ours: Sc
     await ours.check()
 
 
+async def test_a_message_that_is_held_for_an_agent_ends_when_that_is_deleted(ours: Scene) -> None:
+    agent = await ours.quiet_agent()
+    answer = (await ours.api.message(agent["id"], "good morning")).expect(202)
+    (await ours.api.delete(agent["id"])).expect(204)
+    row = await ours.api.dispatch(answer.dispatch)
+    assert (row["state"], row["error"]["code"]) == ("cancelled", "cancelled")
+    told = await ours.api.explain(answer.dispatch)
+    assert "its agent was deleted before it was delivered" in told["sentence"]
+    assert ours.broker.events(what="request", op="message") == []
+    await ours.check()
+
+
 async def test_control_goes_before_messages_when_both_wait(ours: Scene) -> None:
     agent = await ours.agent()
     await ours.offline()

@@ -350,3 +350,31 @@ class AgentChangeContract(StorageContract):
         for change in (AgentChange(removal="row"), AgentChange(removal="soft"), AgentChange(phase=Phase.ERROR)):
             await world.end(intent, session=old, change=change)
         assert await world.read_agent(agent.id) == agent
+
+    @pytest.mark.parametrize("local", [False, True], ids=["recorded", "local"])
+    async def test_what_was_held_for_a_deleted_agent_ends_with_it(self, world: World, local: bool) -> None:
+        agent = await world.new_agent(Phase.SUSPENDED)
+        held = [await world.record(Op.MESSAGE, agent) for _ in range(2)]
+        other = await world.record(Op.MESSAGE, await world.new_agent(Phase.SUSPENDED))
+        change = AgentChange(removal="soft")
+        if local:
+            new = world.intent(Op.DELETE, agent)
+            settled = await world.storage.insert_ended(new, world.ending(new, change=change))
+        else:
+            settled = await world.end(await world.claimed(Op.DELETE, agent), change=change)
+        assert settled.intent is not None
+        assert [one.id for one in settled.dropped] == [one.id for one in held]
+        for one in held:
+            ended = await world.read(one.id)
+            assert (ended.state, ended.error and ended.error.code) == (State.CANCELLED, "cancelled")
+        [*_, last] = settled.transitions
+        assert (last.reason, last.detail) == ("agent_deleted", {"by": settled.intent.id, "op": "delete"})
+        assert (await world.read(other.id)).state is State.PENDING
+
+    async def test_what_was_held_for_an_agent_that_never_came_to_be_ends_with_it(self, world: World) -> None:
+        agent, creation = await world.creation()
+        held = await world.record(Op.MESSAGE, agent)
+        [taken] = (await world.claim()).intents
+        settled = await world.end(taken, state=State.FAILED, error=ERROR, change=AgentChange(removal="row"))
+        assert taken.id == creation.id
+        assert [one.id for one in settled.dropped] == [held.id]

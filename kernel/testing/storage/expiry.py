@@ -34,6 +34,20 @@ class CancelContract(StorageContract):
         assert [step.to_state for step in cancelled.transitions] == [State.CANCELLED]
         assert (await world.claim()).intents == ()
 
+    async def test_who_cancelled_stands_in_the_history(self, world: World) -> None:
+        intent = await world.record(Op.STOP, await world.new_agent())
+        await world.storage.cancel(intent.id, world.node, "user:somebody")
+        view = await world.storage.explain(intent.id)
+        assert view is not None
+        assert view.history[-1].detail == {"by": "user:somebody"}
+
+    async def test_what_waits_for_an_agent_goes_with_its_cancelled_creation(self, world: World) -> None:
+        agent, creation = await world.creation()
+        held = await world.record(Op.MESSAGE, agent)
+        cancelled = await world.storage.cancel(creation.id, world.node)
+        assert [step.intent_id for step in cancelled.transitions] == [creation.id, held.id]
+        assert (await world.read(held.id)).state is State.CANCELLED
+
     async def test_what_was_tried_is_cancelled_with_an_unknown_outcome(self, world: World) -> None:
         intent = await _tried(world)
         cancelled = (await world.storage.cancel(intent.id, world.node)).intent

@@ -289,6 +289,18 @@ class HistoryContract(StorageContract):
             assert view.broker is not None
             assert view.broker.online
 
+    async def test_explain_tells_what_the_broker_has_in_hand_and_what_time_it_is(self, world: World) -> None:
+        agent, other = await world.new_agent(), await world.new_agent()
+        await world.claimed(Op.STOP, agent)
+        await world.claimed(Op.MESSAGE, other)
+        intent = await world.record(Op.STOP, agent)
+        view = await world.storage.explain(intent.id)
+        assert view is not None
+        assert view.in_flight == 2
+        assert view.owner is not None
+        assert (view.owner.id, view.owner.version) == (world.node, "test")
+        assert intent.created_at <= view.now < intent.created_at + 60_000_000
+
     async def test_explain_tells_whether_the_owner_lives(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())
         view = await world.storage.explain(intent.id)

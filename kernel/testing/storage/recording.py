@@ -237,7 +237,8 @@ class RecordingContract(StorageContract):
         assert ids(recorded.superseded) == [start.id]
         ended = await world.read(start.id)
         assert (ended.state, ended.error and ended.error.code) == (State.CANCELLED, "cancelled")
-        assert [step.reason for step in recorded.transitions if step.intent_id == start.id] == ["superseded"]
+        [step] = [step for step in recorded.transitions if step.intent_id == start.id]
+        assert (step.reason, step.detail) == ("superseded", {"by": recorded.intents[0].id, "op": "stop"})
         assert [one.op for one in (await world.claim()).intents] == [Op.STOP]
 
     async def test_a_start_that_was_taken_once_is_not_superseded(self, world: World) -> None:

@@ -146,7 +146,8 @@ def _supersede(tx: Tx, recording: Recording, transitions: list[Transition]) -> l
     ended: list[Intent] = []
     for new in recording.intents:
         for start in tx.all(_STARTS, broker=new.broker_id, agent=new.agent_id):
-            moved = finish_pending(tx, start, State.CANCELLED, SUPERSEDED, "superseded", new.node_id)
+            by = {"by": new.id, "op": new.op}
+            moved = finish_pending(tx, start, State.CANCELLED, SUPERSEDED, "superseded", new.node_id, by)
             if moved:
                 ended.append(moved[0])
                 transitions.append(moved[1])

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from kernel import STARTS, Failure, Intent, Op, OutcomeUnknown, Phase, State, Transition
 from plugins.storage.ledger.history import step
-from plugins.storage.ledger.homes import HOMES, Home, home_of
+from plugins.storage.ledger.homes import HOMES, MESSAGES, Home, home_of
 from plugins.storage.ledger.query import NOW, Query, Tx, param
 from plugins.storage.schema import agents
 
@@ -16,6 +16,7 @@ SUPERSEDED = Failure(
     code="cancelled", message="a later stop or delete of the same agent came before anybody took it", status=409
 )
 CANCELLED = Failure(code="cancelled", message="it was cancelled before anybody took it", status=409)
+AGENT_DELETED = Failure(code="cancelled", message="its agent was deleted before it was delivered", status=409)
 POISON = Failure(
     code="poison",
     message="three processes of the broker died while they had it in hand: it is not sent again",
@@ -52,7 +53,13 @@ _FINISH = {home.lane: _finish(home) for home in HOMES}
 
 
 def finish_pending(
-    tx: Tx, intent: Intent, state: State, failure: Failure, reason: str, node_id: str
+    tx: Tx,
+    intent: Intent,
+    state: State,
+    failure: Failure,
+    reason: str,
+    node_id: str,
+    detail: dict[str, Any] | None = None,
 ) -> tuple[Intent, Transition] | None:
     """`pending` → `state` by compare-and-set. Only one that never was claimed may be told as "did not happen"."""
     if intent.attempts > 0:
@@ -62,7 +69,45 @@ def finish_pending(
         return None
     if ended.op is Op.CREATE:
         _creation_ended(tx, ended, failure)
-    return ended, step(tx, ended, State.PENDING, reason, node_id, attempt=intent.attempts)
+    return ended, step(tx, ended, State.PENDING, reason, node_id, attempt=intent.attempts, detail=detail)
+
+
+_HELD = Query[Intent](
+    MESSAGES.select()
+    .where(
+        MESSAGES.c.broker_id == param("broker"),
+        MESSAGES.agent == param("agent"),
+        MESSAGES.unfinished(),
+        MESSAGES.state == State.PENDING,
+    )
+    .order_by(MESSAGES.c.seq),
+    MESSAGES.shape.read,
+)
+
+
+def drop_held(tx: Tx, gone: Intent, node_id: str) -> list[tuple[Intent, Transition]]:
+    """Messages that wait for an agent which the end of `gone` deleted: nobody could deliver them any more."""
+    by = {"by": gone.id, "op": gone.op}
+    held = tx.all(_HELD, broker=gone.broker_id, agent=gone.agent_id)
+    ended = (finish_pending(tx, one, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id, by) for one in held)
+    return [moved for moved in ended if moved]
+
+
+def finish_with_held(
+    tx: Tx,
+    intent: Intent,
+    state: State,
+    failure: Failure,
+    reason: str,
+    node_id: str,
+    detail: dict[str, Any] | None = None,
+) -> list[tuple[Intent, Transition]]:
+    """The same as `finish_pending`, and what waits for an agent that goes with its creation. Nothing: not pending."""
+    moved = finish_pending(tx, intent, state, failure, reason, node_id, detail)
+    if moved is None:
+        return []
+    gone = intent.op is Op.CREATE and intent.attempts == 0
+    return [moved, *(drop_held(tx, moved[0], node_id) if gone else ())]
 
 
 def poison(tx: Tx, intent: Intent, node_id: str) -> tuple[Intent, Transition] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from kernel import Agent, Cancelled, End, Intent, NewIntent, NodeId, NotFound, Phase, PutBack, Settled, State, is_uuid
 from plugins.storage.ledger.agents import agent_by_id, change_agent
 from plugins.storage.ledger.births import insert, known_before
-from plugins.storage.ledger.endings import CANCELLED, finish_pending
+from plugins.storage.ledger.endings import CANCELLED, drop_held, finish_with_held
 from plugins.storage.ledger.history import born_ended, step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intent
@@ -81,7 +82,20 @@ def end(tx: Tx, ended: End) -> Settled:
     if intent is None:
         return _ended_before(tx, ended)
     agent = change_agent(tx, intent.agent_id, ended.change)
-    return _settled(tx, ended, intent, agent)
+    return _with_dropped(tx, ended, _settled(tx, ended, intent, agent))
+
+
+def _with_dropped(tx: Tx, ended: End, settled: Settled) -> Settled:
+    """What was held for an agent goes with it."""
+    kept = settled.agent is not None and settled.agent.deleted_at is None
+    if settled.intent is None or kept or not (ended.change and ended.change.removal):
+        return settled
+    dropped = drop_held(tx, settled.intent, ended.session.node_id)
+    return msgspec.structs.replace(
+        settled,
+        dropped=tuple(intent for intent, _ in dropped),
+        transitions=(*settled.transitions, *(told for _, told in dropped)),
+    )
 
 
 def _ended_before(tx: Tx, ended: End) -> Settled:
@@ -159,9 +173,9 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
     steps = born_ended(
         tx, intent, new.advice, ended.reason, {} if current else {"agent": "left to the broker's next report"}
     )
-    return Settled(
-        accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=_waiting(tx, intent, agent)
-    )
+    waiting = _waiting(tx, intent, agent)
+    settled = Settled(accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=waiting)
+    return _with_dropped(tx, ended, settled)
 
 
 # -- what waits behind it -----------------------------------------------------------------------------------
@@ -197,14 +211,15 @@ def _waiting(tx: Tx, intent: Intent, agent: Agent | None) -> bool:
 # -- cancel -------------------------------------------------------------------------------------------------
 
 
-def cancel(tx: Tx, intent_id: str, node_id: NodeId) -> Cancelled:
+def cancel(tx: Tx, intent_id: str, node_id: NodeId, by: str) -> Cancelled:
     """Raises: NotFound."""
     intent = find_intent(tx, intent_id)
     if intent is None:
         raise NotFound(f"there is no dispatch {intent_id}")
     if intent.state.ended:
         return Cancelled(outcome="already_ended", intent=intent)
-    moved = finish_pending(tx, intent, State.CANCELLED, CANCELLED, "cancelled", node_id)
-    if moved is None:
+    detail = {"by": by} if by else None
+    moved = finish_with_held(tx, intent, State.CANCELLED, CANCELLED, "cancelled", node_id, detail)
+    if not moved:
         return Cancelled(outcome="cancel_requested", intent=intent)
-    return Cancelled(outcome="cancelled", intent=moved[0], transitions=(moved[1],))
+    return Cancelled(outcome="cancelled", intent=moved[0][0], transitions=tuple(told for _, told in moved))

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from kernel import Intent, IntentFilter, IntentId, LaneView, Op, Page, State, Unfinished, is_uuid
 from plugins.storage.ledger.history import history
-from plugins.storage.ledger.homes import CONTROL, HOMES, MESSAGES, Home, home_of
+from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.pages import beyond, edge
 from plugins.storage.ledger.query import Query, Tx, ago, among, first, param
-from plugins.storage.ledger.rows import AGENT, BROKER
+from plugins.storage.ledger.rows import AGENT, BROKER, NODE
 from plugins.storage.schema import Instant, Text, agents, hub_nodes, runtime_brokers
 
 STUCK = 300 * 1_000_000
@@ -138,6 +138,16 @@ _BROKER = Query(
     sa.select(*BROKER.columns).where(runtime_brokers.c.id == param("which"), runtime_brokers.c.deleted_at.is_(None)),
     BROKER.read,
 )
+_NODE = Query(sa.select(*NODE.columns).where(hub_nodes.c.id == param("which")), NODE.read)
+_IN_FLIGHT = [
+    Query[int](
+        sa.select(sa.func.count())
+        .select_from(home.table)
+        .where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS),
+        first,
+    )
+    for home in HOMES
+]
 _ALIVE = Query[int](
     sa.select(sa.literal_column("1")).where(
         hub_nodes.c.id == param("which"),
@@ -165,6 +175,9 @@ def explain(tx: Tx, intent_id: str) -> LaneView | None:
         behind=behind,
         owner_alive=owner is not None and tx.one(_ALIVE, which=owner) is not None,
         history=history(tx, intent.id, intent.op),
+        owner=tx.one(_NODE, which=owner) if owner else None,
+        in_flight=sum(tx.one(query, broker=intent.broker_id) or 0 for query in _IN_FLIGHT),
+        now=tx.now,
     )
 
 

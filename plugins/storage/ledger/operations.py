@@ -147,8 +147,8 @@ class Operations(ABC):
     async def put_back(self, back: PutBack) -> Settled:
         return await self._write(lambda tx: ends.put_back(tx, back))
 
-    async def cancel(self, intent_id: IntentId, node_id: NodeId) -> Cancelled:
-        return await self._write(lambda tx: ends.cancel(tx, intent_id, node_id))
+    async def cancel(self, intent_id: IntentId, node_id: NodeId, by: str = "") -> Cancelled:
+        return await self._write(lambda tx: ends.cancel(tx, intent_id, node_id, by))
 
     async def expire(self, ids: Sequence[IntentId], failure: Failure, node_id: NodeId) -> Changed:
         return await self._write(lambda tx: sweeping.expire(tx, ids, failure, node_id))

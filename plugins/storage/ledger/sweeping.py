@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from kernel import BrokerOffline, BrokerTimeout, Changed, Failure, Intent, NodeId, State, Transition
 from plugins.storage.ledger.claims import brokers_waiting
-from plugins.storage.ledger.endings import finish_pending, poison
+from plugins.storage.ledger.endings import finish_with_held, poison
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
 from plugins.storage.ledger.lookups import find_intents
@@ -117,7 +117,8 @@ def redrive(tx: Tx, node_id: NodeId, limit: int) -> Changed:
 def expire(tx: Tx, ids: Sequence[str], failure: Failure, node_id: NodeId) -> Changed:
     moves = Moves()
     for intent in find_intents(tx, ids):
-        moves.add(finish_pending(tx, intent, State.EXPIRED, failure, "window", node_id))
+        for moved in finish_with_held(tx, intent, State.EXPIRED, failure, "window", node_id):
+            moves.add(moved)
     return moves.changed()
 
 
@@ -174,7 +175,8 @@ def expire_unheld(tx: Tx, node_id: NodeId, grace: float, limit: int) -> Changed:
 def _expire_all(tx: Tx, found: list[Intent], failure: Failure, reason: str, node_id: str) -> Changed:
     moves = Moves()
     for intent in found:
-        moves.add(finish_pending(tx, intent, State.EXPIRED, failure, reason, node_id))
+        for moved in finish_with_held(tx, intent, State.EXPIRED, failure, reason, node_id):
+            moves.add(moved)
     return moves.changed()
 
 
