@@ -57,15 +57,17 @@ def stolen_end(run: Run) -> Iterator[str]:
 
 
 def unclaimed_frame(run: Run) -> Iterator[str]:
-    """What was sent had been claimed, with that epoch and attempt, on disk."""
-    if run.crashed or not run.steps:
+    """What was sent had been claimed, with that epoch and attempt, on disk. A LOCAL call's first need not be."""
+    if run.crashed:
         return
+    recorded = _by_intent(run)
     claims = {(s["intent_id"], s["epoch"], s["attempt"]) for s in run.steps if s["to_state"] == "in_progress"}
-    recorded = {step["intent_id"] for step in run.steps}
+    local = {intent for intent, steps in recorded.items() if steps[0]["reason"] == "local"}
     for dispatch, asked in by_dispatch(run, "request").items():
         for event in asked:
             fence = (event["epoch"], event["attempt"])
-            if dispatch in recorded and (dispatch, *fence) not in claims:
+            unwritten = dispatch in local and event["attempt"] == 1
+            if dispatch in recorded and not unwritten and (dispatch, *fence) not in claims:
                 yield f"{event['op']} {dispatch} was sent with {fence}, which nobody had claimed"
 
 

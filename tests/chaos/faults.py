@@ -1,0 +1,211 @@
+"""What goes wrong, one function a fault: it breaks something, waits, and puts it right again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from tests.chaos.world import World
+from tests.harness.hubprocess import HubProcess
+
+Fault = Callable[[World], Awaitable[None]]
+LONGER_THAN_EVERY_WINDOW = 7.0
+"""Seconds: past `lost_after`, `dead_after` and `stale_after` of the hubs under test."""
+
+# -- hubs
+
+
+async def owner_killed(world: World) -> None:
+    await _killed(world, await world.owner(world.any_broker()))
+
+
+async def entry_killed(world: World) -> None:
+    """A hub that answers calls and holds, if it can be found, no broker."""
+    owners = [await world.owner(broker) for broker in world.brokers]
+    await _killed(world, world.chance.choice(world.cluster.others(*owners) or world.cluster.alive))
+
+
+async def owner_stopped(world: World) -> None:
+    hub = await world.owner(world.any_broker())
+    assert await hub.terminate() == 0, hub.log[-2000:]
+    await hub.restart()
+
+
+async def owner_frozen(world: World) -> None:
+    """It wakes as a zombie: its sockets are others' by then, and what it still sends is refused."""
+    hub = await world.owner(world.any_broker())
+    hub.freeze()
+    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
+    hub.thaw()
+
+
+async def owner_stumbles(world: World) -> None:
+    hub = await world.owner(world.any_broker())
+    hub.freeze()
+    await anyio.sleep(world.chance.uniform(0.2, 1.5))
+    hub.thaw()
+
+
+async def all_killed(world: World) -> None:
+    for hub in world.cluster.alive:
+        hub.kill()
+    await world.restart()
+
+
+async def _killed(world: World, hub: HubProcess) -> None:
+    hub.kill()
+    await anyio.sleep(world.chance.uniform(0, 1.0))
+    await hub.restart()
+
+
+# -- brokers
+
+
+async def broker_killed(world: World) -> None:
+    broker = world.any_broker()
+    broker.kill()
+    await broker.restart()
+    await broker.rule(delay=0.05)
+
+
+async def broker_frozen(world: World) -> None:
+    broker = world.any_broker()
+    assert broker.child
+    broker.child.freeze()
+    await anyio.sleep(world.chance.choice((0.5, LONGER_THAN_EVERY_WINDOW)))
+    broker.child.thaw()
+
+
+async def socket_cut(world: World) -> None:
+    world.chance.choice(world.doors).cut()
+
+
+async def broker_flaps(world: World) -> None:
+    broker = world.any_broker()
+    for _ in range(4):
+        await broker.tell("dial", url=world.chance.choice(world.doors).url)
+
+
+# -- the network
+
+
+async def door_stalled(world: World) -> None:
+    """A black hole between brokers and the hub that holds one."""
+    door = world.door_of(await world.owner(world.any_broker()))
+    door.stall()
+    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
+    door.heal()
+
+
+async def door_half_open(world: World) -> None:
+    door = world.door_of(await world.owner(world.any_broker()))
+    door.half_open(world.chance.choice(("client", "server")))
+    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
+    door.cut()
+
+
+async def doors_slow(world: World) -> None:
+    for door in world.doors:
+        door.delay(0.2)
+    await anyio.sleep(2)
+    for door in world.doors:
+        door.heal()
+
+
+async def way_stalled(world: World) -> None:
+    """A black hole between the database and the hub that holds a broker."""
+    way = world.way_of(await world.owner(world.any_broker()))
+    way.stall()
+    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
+    way.heal()
+
+
+async def way_cut(world: World) -> None:
+    way = world.chance.choice(world.ways)
+    way.refuse()
+    way.cut()
+    await anyio.sleep(world.chance.uniform(0, 3))
+    way.heal()
+
+
+async def way_half_open(world: World) -> None:
+    way = world.way_of(await world.owner(world.any_broker()))
+    way.half_open("server")
+    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
+    way.cut()
+
+
+async def ways_slow(world: World) -> None:
+    for way in world.ways:
+        way.delay(0.05)
+    await anyio.sleep(2)
+    for way in world.ways:
+        way.heal()
+
+
+# -- the database
+
+
+async def listener_terminated(world: World) -> None:
+    world.server.terminate("pointsman-listen:%")
+
+
+async def connections_terminated(world: World) -> None:
+    world.server.terminate("pointsman-%")
+
+
+async def database_restarted(world: World) -> None:
+    world.server.restart()
+
+
+async def database_killed(world: World) -> None:
+    world.crashed = True
+    world.server.kill()
+    await anyio.sleep(world.chance.uniform(0, 2))
+    world.server.start()
+
+
+async def database_frozen(world: World) -> None:
+    world.server.freeze()
+    await anyio.sleep(world.chance.choice((1.0, LONGER_THAN_EVERY_WINDOW)))
+    world.server.thaw()
+
+
+HUBS: Sequence[Fault] = (owner_killed, entry_killed, owner_stopped, owner_frozen, owner_stumbles, all_killed)
+BROKERS: Sequence[Fault] = (broker_killed, broker_frozen, socket_cut, broker_flaps)
+NETWORK: Sequence[Fault] = (
+    door_stalled,
+    door_half_open,
+    doors_slow,
+    way_stalled,
+    way_cut,
+    way_half_open,
+    ways_slow,
+)
+DATABASE: Sequence[Fault] = (
+    listener_terminated,
+    connections_terminated,
+    database_restarted,
+    database_killed,
+    database_frozen,
+)
+ALL: Sequence[Fault] = (*HUBS, *BROKERS, *NETWORK, *DATABASE)
+
+
+def plan(seed: int, faults: Sequence[Fault], rounds: int) -> list[Fault]:
+    """Each fault as often as the rounds allow, in an order that the seed decides."""
+    chance = random.Random(seed)
+    found: list[Fault] = []
+    while len(found) < rounds:
+        found += chance.sample(faults, len(faults))
+    return found[:rounds]
+
+
+async def carry_out(world: World, planned: Sequence[Fault]) -> None:
+    for fault in planned:
+        await anyio.sleep(world.chance.uniform(0.2, 0.8))
+        world.record("fault", fault=fault.__name__)
+        await fault(world)
+        world.record("mended", fault=fault.__name__)

@@ -1,0 +1,24 @@
+"""One storm: faults from a plan while callers work, then the check of every promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kernel.testing.postgres import Server
+from tests.chaos.faults import Fault, carry_out
+from tests.chaos.load import under_load
+from tests.chaos.world import world
+
+
+async def storm(directory: Path, server: Server, planned: Sequence[Fault], *, seed: int = 0, **more: Any) -> None:
+    """Raises: AssertionError with the broken promises; the names and times of the faults are in `calls.jsonl`."""
+    async with world(directory, server, seed=seed, **more) as made:
+        for broker in made.brokers:
+            await broker.rule(op="restart", times=2, delay=6.0, accepted=True)  # slower than every window
+            await broker.rule(delay=0.05)
+        async with under_load(made) as load:
+            await carry_out(made, planned)
+        assert load.done > len(planned)
+        await made.check()

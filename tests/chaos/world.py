@@ -1,0 +1,178 @@
+"""The world that is broken: a PostgreSQL, hubs, brokers, and between all of them ways that can be cut."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from kernel.testing.postgres import Server
+from tests.harness.brokerprocess import BrokerProcess
+from tests.harness.checker import Run, check
+from tests.harness.cluster import Cluster
+from tests.harness.history import Event
+from tests.harness.hubclient import ENDED, Json
+from tests.harness.hubprocess import HubProcess
+from tests.harness.processes import eventually
+from tests.harness.proxy import Proxy
+
+CALM = 90.0
+"""Seconds in which a healed world must have come to rest."""
+STEPS = (
+    "select row_to_json(t) from (select intent_id, n, from_state, to_state, reason, node_id, epoch, attempt"
+    " from transitions order by intent_id, n) t"
+)
+
+
+class World:
+    """What a fault may touch. `ways[n]` leads hub n to the database, `doors[n]` leads brokers to hub n."""
+
+    def __init__(self, server: Server, database: str, cluster: Cluster, ways: Sequence[Proxy], chance: random.Random):
+        self.server = server
+        self.database = database
+        self.cluster = cluster
+        self.ways = ways
+        self.chance = chance
+        self.doors: list[Proxy] = []
+        self.brokers: list[BrokerProcess] = []
+        self.agents: dict[str, BrokerProcess] = {}
+        self.project = ""
+        self.crashed = False
+        self.forgotten: tuple[float, float] | None = None
+
+    @property
+    def hubs(self) -> list[HubProcess]:
+        return self.cluster.hubs
+
+    def any_broker(self) -> BrokerProcess:
+        return self.chance.choice(self.brokers)
+
+    async def owner(self, broker: BrokerProcess | None = None) -> HubProcess:
+        return await self.cluster.owner((broker or self.brokers[0]).broker_id)
+
+    def door_of(self, hub: HubProcess) -> Proxy:
+        return self.doors[self.hubs.index(hub)]
+
+    def way_of(self, hub: HubProcess) -> Proxy:
+        return self.ways[self.hubs.index(hub)]
+
+    def record(self, what: str, **more: Any) -> None:
+        self.cluster.history.write(what, **more)
+
+    async def restart(self, *hubs: HubProcess) -> None:
+        """Those of them that are not there any more, at once."""
+        async with anyio.create_task_group() as tasks:
+            for hub in hubs or self.hubs:
+                if not hub.alive:
+                    tasks.start_soon(hub.restart)
+
+    # -- the end
+
+    async def calm(self) -> None:
+        """Everything is there and whole again, every broker online; each agent runs, so that its messages flow."""
+        for proxy in (*self.ways, *self.doors):
+            proxy.heal()
+        for hub in self.hubs:
+            if hub.child:
+                hub.child.thaw()
+        await self.restart()
+        for broker in self.brokers:
+            await self.owner(broker)
+        async with anyio.create_task_group() as tasks:
+            for agent in self.agents:
+                tasks.start_soon(self._started, agent)
+        await eventually(self._nothing_unfinished, "all intents ended", patience=CALM, every=0.25)
+
+    async def _started(self, agent: str) -> None:
+        async def started() -> bool:
+            hub = self.cluster.any(self.chance)
+            answer = await hub.api.do("start", agent, idempotency_key=str(uuid.uuid4()), prefer="deliver=hold, wait=20")
+            return answer.status == 200
+
+        await eventually(started, f"agent {agent} started", patience=CALM)
+
+    async def _nothing_unfinished(self) -> bool:
+        return ENDED.issuperset(str(row["state"]) for row in await self.rows())
+
+    async def rows(self) -> list[Json]:
+        return await self.hubs[0].api.all_dispatches()
+
+    async def check(self) -> list[Run]:
+        """All promises were kept to every broker. Raises: AssertionError naming those that were not."""
+        await self.calm()
+        rows, calls = await self.rows(), self.cluster.calls()
+        steps = [json.loads(text) for (text,) in self.server.sql(STEPS, self.database)]
+        runs = [self._run(broker, rows, calls, steps) for broker in {b.broker_id: b for b in self.brokers}.values()]
+        for run in runs:
+            check(run)
+        return runs
+
+    def _run(self, broker: BrokerProcess, rows: list[Json], calls: list[Event], steps: list[Json]) -> Run:
+        """One broker's part: its rows, and the calls about them, about its agents, or about nothing that is known."""
+        mine = [row for row in rows if row["brokerId"] == broker.broker_id]
+        ids, others = {row["id"] for row in mine}, {row["id"] for row in rows}
+        others -= ids
+        elsewhere = {event["call"] for event in calls if event.get("dispatch") in others}
+        return Run(
+            calls=[event for event in calls if event.get("call") not in elsewhere and _about(event, broker)],
+            broker=sorted(
+                (event for one in self.brokers if one.broker_id == broker.broker_id for event in one.history()),
+                key=lambda event: float(event["t"]),
+            ),
+            rows=mine,
+            steps=[step for step in steps if step["intent_id"] in ids],
+            dedupes=broker.settings.get("personality", "ours") == "ours",
+            sweep=10.0,
+            crashed=self.crashed,
+            forgotten=self.forgotten,
+        )
+
+
+def _about(event: Event, broker: BrokerProcess) -> bool:
+    return event["what"] != "broker_status" or bool(event["broker"] == broker.broker_id)
+
+
+@asynccontextmanager
+async def world(
+    directory: Path,
+    server: Server,
+    *,
+    seed: int = 0,
+    hubs: int = 3,
+    brokers: int = 2,
+    agents: int = 3,
+    settings: dict[str, str] | None = None,
+    **scripted: Any,
+) -> AsyncIterator[World]:
+    """Hubs, brokers spread over them, and `agents` running agents on each. `scripted` is for the brokers."""
+    database = f"chaos_{uuid.uuid4().hex[:10]}"
+    server.create_database(database)
+    async with AsyncExitStack() as stack:
+        ways = [stack.enter_context(Proxy(server.port)) for _ in range(hubs)]
+        dsns = [server.dsn(database, port=way.port) for way in ways]
+        cluster = await stack.enter_async_context(Cluster(directory, dsns, hubs=hubs, settings=settings))
+        made = World(server, database, cluster, ways, random.Random(seed))
+        made.doors = [stack.enter_context(Proxy(hub.port)) for hub in cluster]
+        made.project = await cluster.hubs[0].api.create_project()
+        for n in range(brokers):
+            made.brokers.append(await stack.enter_async_context(await _broker(made, n, scripted)))
+        for broker in made.brokers:
+            await made.owner(broker)
+            for _ in range(agents):
+                agent = await cluster.any(made.chance).api.create_agent(made.project, broker.broker_id)
+                made.agents[agent["id"]] = broker
+        yield made
+    server.start()
+    server.drop_database(database)
+
+
+async def _broker(made: World, n: int, scripted: dict[str, Any]) -> BrokerProcess:
+    identity = await made.hubs[0].api.register_broker()
+    urls = [door.url for door in (*made.doors[n % len(made.doors) :], *made.doors[: n % len(made.doors)])]
+    return made.cluster.broker(identity, name=f"broker-{n}", urls=urls, **scripted)
