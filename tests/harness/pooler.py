@@ -33,6 +33,12 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return head[:1], head + await reader.readexactly(length - 4)
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 class Session:
     """One connection to the server, lent to one client at a time."""
 
@@ -62,7 +68,7 @@ class Session:
 
     async def carry(self, free: list[Session]) -> None:
         """What the server says goes to whoever has the session; nobody hears what it says in between."""
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+        try:
             while True:
                 kind, whole = await read_message(self.reader)
                 if self.client:
@@ -72,8 +78,13 @@ class Session:
                     if whole[-1:] == b"I" and self._asked == 0 and self.client:
                         self.client = None
                         free.append(self)
-        if self.client:
-            self.client.close()
+        except (asyncio.IncompleteReadError, OSError):
+            if self.client:
+                self.client.close()
+        finally:
+            if self in free:
+                free.remove(self)
+            await closed(self.writer)
 
 
 class Pooler:
@@ -114,6 +125,7 @@ class Pooler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await server.wait_closed()
 
     def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._keep(self._serve(reader, writer))
@@ -129,7 +141,7 @@ class Pooler:
                 if database := await self._welcomed(reader, writer):
                     await self._transactions(database, reader, writer)
         finally:
-            writer.close()
+            await closed(writer)
 
     async def _welcomed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
         """The database that the client wants; None when it was sent away."""

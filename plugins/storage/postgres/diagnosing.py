@@ -23,7 +23,8 @@ async def diagnosed(target: Target, settings: Settings) -> list[Finding]:
     """The good findings too."""
     found = _secret()
     try:
-        found.extend([finding async for finding in _of_the_server(target, settings)])
+        async for finding in _of_the_server(target, settings):
+            found.append(finding)
     except Unreachable as fault:
         found.append(refused(fault, key=key_of(target, fault)))
     except Misconfigured as fault:

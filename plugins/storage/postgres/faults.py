@@ -110,7 +110,7 @@ def translated(fault: BaseException | None) -> BaseException | None:
 def why(fault: BaseException) -> str:
     """What happened, for people: our words, then the server's."""
     words = next((words for kind, words in _WHY if isinstance(fault, kind)), None)
-    said = str(fault).strip() or type(fault).__name__
+    said = next(iter(str(fault).strip().splitlines()), type(fault).__name__)  # DETAIL and HINT have lines of their own
     return said if words is None else words if isinstance(fault, TimeoutError) else f"{words} ({said})"
 
 
