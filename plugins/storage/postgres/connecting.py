@@ -233,7 +233,10 @@ def _instant_in(value: tuple[int]) -> int:
 
 
 def _id_out(text: str) -> bytes:
-    return bytes.fromhex(text.replace("-", ""))
+    data = bytes.fromhex(text.replace("-", ""))
+    if len(data) != 16:
+        raise ValueError("an id has 32 hexadecimal digits")
+    return data
 
 
 def _id_in(data: bytes) -> str:
