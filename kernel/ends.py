@@ -113,6 +113,8 @@ class Ends:
             work.recorded = True
         self._observer.tell(recorded.transitions)
         self._waiters.recorded(work.intent.id)
+        if any(intent.state is State.PENDING for intent in recorded.intents):  # the session moved: whose is it now?
+            self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=work.intent.broker_id))
 
     def _tell(self, work: Work, outcome: Outcome, settled: Settled) -> None:
         self._observer.tell(settled.transitions)
