@@ -92,7 +92,7 @@ def translated(fault: BaseException | None) -> BaseException | None:
             told = "names something that does not exist, or that others still refer to"
             return _chained(Invalid(fields={"reference": told}), fault)
         case pg.IntegrityConstraintViolationError():
-            return _chained(Invalid(fields={"value": f"the database refuses it: {fault}"}), fault)
+            return _chained(Invalid(fields={"value": f"the database refuses it: {_said(fault)}"}), fault)
         case (
             pg.DataError()
             | pg.StatementTooComplexError()
@@ -100,7 +100,7 @@ def translated(fault: BaseException | None) -> BaseException | None:
             | UnicodeEncodeError()
             | OverflowError()
         ):
-            return _chained(Invalid(fields={"value": f"the database cannot store it: {fault}"}), fault)
+            return _chained(Invalid(fields={"value": f"the database cannot store it: {_said(fault)}"}), fault)
         case pg.PostgresError() | pg.InterfaceError() | pg.InternalClientError() | OSError() | TimeoutError():
             return _chained(_away(fault), fault)
         case _:
@@ -110,8 +110,13 @@ def translated(fault: BaseException | None) -> BaseException | None:
 def why(fault: BaseException) -> str:
     """What happened, for people: our words, then the server's."""
     words = next((words for kind, words in _WHY if isinstance(fault, kind)), None)
-    said = next(iter(str(fault).strip().splitlines()), type(fault).__name__)  # DETAIL and HINT have lines of their own
+    said = _said(fault)
     return said if words is None else words if isinstance(fault, TimeoutError) else f"{words} ({said})"
+
+
+def _said(fault: BaseException) -> str:
+    """Its first line: DETAIL and HINT have lines of their own, and quote whole rows."""
+    return next(iter(str(fault).strip().splitlines()), type(fault).__name__)
 
 
 def _away(fault: BaseException) -> PointsmanError:
