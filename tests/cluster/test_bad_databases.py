@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from kernel.testing.postgres import Server, find
+from plugins.storage.postgres.budget import Budget
 from tests.harness.certificates import Authority
 from tests.harness.cluster import Cluster, config
 from tests.harness.hubprocess import HubProcess
@@ -209,7 +210,7 @@ def test_text_in_another_encoding(tmp_path: Path, postgres: Server) -> None:
 
 
 def test_server_with_too_few_connections(tmp_path: Path, guarded: Server) -> None:
-    words = ("not one hub fits", "25 connections a hub", "the server has 15", "lower storage.pool_max")
+    words = ("not one hub fits", f"{Budget(pool=20).needed} connections a hub", "the server has 15", "lower storage.pool_max")
     refuses(tmp_path, Bad(guarded.dsn()), *words)
 
 
@@ -347,4 +348,4 @@ async def test_five_hubs_start_at_once_on_an_empty_database(tmp_path: Path, ever
         migrated = [hub for hub in cluster if "migrating the database from schema none" in hub.log]
         assert len(migrated) == 1
         for hub in cluster:
-            assert "connections: 9 connections a hub" in hub.log
+            assert f"connections: {Budget(pool=4).needed} connections a hub" in hub.log
