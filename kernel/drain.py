@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.abc
@@ -10,7 +11,7 @@ import anyio.abc
 from kernel import wire
 from kernel.clock import Clock
 from kernel.errors import StorageUnavailable
-from kernel.intent import Op
+from kernel.intent import IntentId, Op
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
@@ -38,26 +39,41 @@ class Drain:
         observer: Observer,
         clock: Clock,
         tasks: anyio.abc.TaskGroup,
+        lazy: Callable[[Link], bool],
     ) -> None:
+        """`lazy`: whether what a link claims may be undone by a crash of the database (see `ClaimRequest.lazily`)."""
         self._storage = storage
         self._links = links
         self._lanes = lanes
         self._observer = observer
         self._clock = clock
         self._tasks = tasks
+        self._lazy = lazy
         self._woken: dict[Link, float | None] = {}
         """The links for which a task claims, and when they were woken first since it last began to."""
+        self._hints: dict[Link, set[IntentId] | None] = {}
+        """What they were woken for; None: for anything of their broker's."""
 
     def start(self, link: Link) -> None:
         link.on_work = self._claim_soon
         link.wake()
 
-    def wake(self, broker_id: str) -> None:
+    def wake(self, broker_id: str, ids: Sequence[str] = ()) -> None:
+        """`ids`: what a signal told of; without, everything is looked at."""
         link = self._links.of(broker_id)
-        if link:
+        if link and ids:
+            hints = self._hints.setdefault(link, set())
+            if hints is not None:
+                hints.update(map(IntentId, ids))
+            self._run_soon(link)
+        elif link:
             link.wake()
 
     def _claim_soon(self, link: Link) -> None:
+        self._hints[link] = None
+        self._run_soon(link)
+
+    def _run_soon(self, link: Link) -> None:
         if link not in self._woken:
             self._tasks.start_soon(self._run, link)
         if self._woken.get(link) is None:
@@ -69,28 +85,31 @@ class Drain:
                 self._woken[link] = None
                 started = self._clock.monotonic()
                 self._observer.stage("wake", started - woken)
-                await self._try_claim(link)
+                await self._try_claim(link, self._hints.pop(link, None))
                 self._observer.stage("drain", self._clock.monotonic() - started)
         finally:
             del self._woken[link]
+            self._hints.pop(link, None)
 
-    async def _try_claim(self, link: Link) -> None:
+    async def _try_claim(self, link: Link, hints: set[IntentId] | None) -> None:
         try:
-            await self._claim_all(link)
+            await self._claim_all(link, hints)
         except StorageUnavailable:
             log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
             await anyio.sleep(self._clock.jitter(0.5))
             link.wake()
 
-    async def _claim_all(self, link: Link) -> None:
+    async def _claim_all(self, link: Link, hints: set[IntentId] | None) -> None:
         """Claim until nothing is left or the window is full; a work that ends wakes the link again."""
+        ids = None if hints is None else tuple(hints)
         while link.open:
             limit = link.window.size - link.in_hand
             if limit <= 0:
                 return
             started = self._clock.monotonic()
             paused = link.paused
-            claims = await self._storage.claim(ClaimRequest(session=link.session, limit=limit, ops=OPS))
+            asked = ClaimRequest(session=link.session, limit=limit, ops=OPS, ids=ids, lazily=self._lazy(link))
+            claims = await self._storage.claim(asked)
             self._observer.stage("claim", self._clock.monotonic() - started)
             self._observer.tell(claims.transitions)
             if claims.stale:
@@ -101,6 +120,7 @@ class Drain:
             self._take(link, claims)
             if len(claims.intents) < limit:
                 return
+            ids = None
 
     def _take(self, link: Link, claims: Claims) -> None:
         for intent in claims.intents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import anyio
 import anyio.abc
@@ -14,6 +15,7 @@ from kernel.clock import Clock
 from kernel.errors import OutcomeUnrecorded, PointsmanError, RuntimeFailed, StorageUnavailable
 from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
+from kernel.link import Link
 from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.signals import Signal, SignalKind, Signals
@@ -43,7 +45,9 @@ class Ends:
         clock: Clock,
         node_id: NodeId,
         tasks: anyio.abc.TaskGroup,
+        lazy: Callable[[Link], bool],
     ) -> None:
+        """`lazy`: whether an end over this link may be undone by a crash of the database (see `End.lazily`)."""
         self._storage = storage
         self._signals = signals
         self._waiters = waiters
@@ -51,6 +55,7 @@ class Ends:
         self._clock = clock
         self._node_id = node_id
         self._tasks = tasks
+        self._lazy = lazy
         self.late = 0
         """Results that were dropped because somebody else owned the intent by then."""
 
@@ -97,7 +102,7 @@ class Ends:
             await self.write_down(work)
             return await self._storage.put_back(_put_back(work, outcome, self._clock))
         async with work.recording:
-            end = _end(work, outcome)
+            end = _end(work, outcome, lazily=self._lazy(work.link))
             if work.recorded or work.plan is None:
                 return await self._storage.end(end)
             return await self._storage.insert_ended(work.plan, end)
@@ -146,7 +151,7 @@ class Ends:
         self._signals.signal(self._node_id, Signal(kind=SignalKind.WORK, broker_id=broker_id))
 
 
-def _end(work: Work, outcome: Outcome) -> End:
+def _end(work: Work, outcome: Outcome, *, lazily: bool) -> End:
     exchange = work.exchange
     return End(
         intent_id=work.intent.id,
@@ -162,6 +167,7 @@ def _end(work: Work, outcome: Outcome) -> End:
         sent_at=exchange.sent_at if exchange else None,
         accepted_at=exchange.accepted_at if exchange else None,
         failures=outcome.failures,
+        lazily=lazily,
     )
 
 

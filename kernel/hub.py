@@ -33,6 +33,7 @@ from kernel.errors import PointsmanError, StorageUnavailable
 from kernel.handover import Handover
 from kernel.host import Gauges
 from kernel.keyring import Keyring, session_secret
+from kernel.link import Link
 from kernel.links import Links
 from kernel.loader import Loaded, load
 from kernel.node import Node, NodeId
@@ -270,6 +271,7 @@ def _ends(hub: Hub, waiters: Waiters) -> Ends:
         clock=hub.clock,
         node_id=hub.node_id,
         tasks=hub.tasks,
+        lazy=partial(_lazy, hub),
     )
 
 
@@ -308,7 +310,13 @@ def _drain(hub: Hub) -> Drain:
         observer=hub.observer,
         clock=hub.clock,
         tasks=hub.tasks,
+        lazy=partial(_lazy, hub),
     )
+
+
+def _lazy(hub: Hub, link: Link) -> bool:
+    """Claims and ends need not wait for the disk where the broker dedupes (design/dispatch.md section 7)."""
+    return hub.settings.dispatch.durability == "intents" and link.can("dedupe")
 
 
 def _sweeps(hub: Hub, waiters: Waiters) -> Sweeps:

@@ -135,7 +135,9 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
     ops: frozenset[Op]
     ids: tuple[IntentId, ...] | None = None
-    """A signal's hint: look at these first. None looks at all."""
+    """A signal's hint: look at the lanes of these only. None looks at all of the broker's."""
+    lazily: bool = False
+    """Its commit need not wait for the disk: the broker dedupes, so what a crash undoes is made good."""
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +177,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     accepted_at: Instant | None = None
     failures: int = 0
     """What this attempt adds."""
+    lazily: bool = False
+    """Its commit need not wait for the disk: driven again after a crash, the broker answers the same."""
 
 
 class PutBack(msgspec.Struct, frozen=True, kw_only=True):

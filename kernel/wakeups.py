@@ -88,7 +88,7 @@ class Wakeups:
     def _heed(self, signal: Signal) -> None:
         match signal.kind:
             case SignalKind.WORK:
-                self._drain.wake(signal.broker_id)
+                self._drain.wake(signal.broker_id, signal.ids)
             case SignalKind.PROGRESS:
                 for intent_id in signal.ids:
                     self._waiters.progress(intent_id)

@@ -129,6 +129,7 @@ async def test_a_link_that_is_gone_leaves_no_task_behind() -> None:
                 observer=Observer(Silent(), Silent()),
                 clock=SYSTEM,
                 tasks=tasks,
+                lazy=lambda _: False,
             )
             drain.start(link)
             await anyio.sleep(0.05)

@@ -55,7 +55,7 @@ def _waits(home: Home) -> Any:
 
 
 _broker_there = sa.and_(runtime_brokers.c.id == _c.runtime_broker_id, runtime_brokers.c.deleted_at.is_(None))
-_view = (
+VIEW = (
     sa.select(*(_waits(home) for home in HOMES), *AGENT.columns, *PROJECT.columns, *BROKER.columns)
     .select_from(agents)
     .join(projects, projects.c.id == _c.project_id)
@@ -63,7 +63,7 @@ _view = (
 )
 
 
-def _read_view(row: tuple[Any, ...]) -> AgentView:
+def read_view(row: tuple[Any, ...]) -> AgentView:
     at_project = len(HOMES) + len(AGENT)
     at_broker = at_project + len(PROJECT)
     return AgentView(
@@ -74,8 +74,8 @@ def _read_view(row: tuple[Any, ...]) -> AgentView:
     )
 
 
-_BY_ID = Query(_view.where(_c.id == param("ref")), _read_view)
-_BY_SLUG = Query(_view.where(_c.project_id == param("project"), _c.slug == param("ref"), _live), _read_view)
+_BY_ID = Query(VIEW.where(_c.id == param("ref")), read_view)
+_BY_SLUG = Query(VIEW.where(_c.project_id == param("project"), _c.slug == param("ref"), _live), read_view)
 
 
 def find_agent(tx: Tx, ref: str, project_id: str | None) -> AgentView | None:

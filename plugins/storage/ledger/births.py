@@ -24,6 +24,7 @@ from kernel import (
 )
 from plugins.storage.ledger.agents import insert_agent
 from plugins.storage.ledger.endings import SUPERSEDED, finish_pending
+from plugins.storage.ledger.eras import Unsure
 from plugins.storage.ledger.history import born
 from plugins.storage.ledger.homes import CONTROL, HOMES, MESSAGES, Home, home_of
 from plugins.storage.ledger.keys import find_key, in_turn, keep_key
@@ -57,20 +58,20 @@ _CARRIED = Query[int](
 )
 
 # The names of what NewIntent and Intent share are the columns' names.
-_SHARED = (
+SHARED = (
     "id", "broker_id", "agent_slug", "project_id", "seq", "attempts", "failures", "claimed_by", "claimed_epoch",
     "claimed_session", "claimed_at", "sent_at", "accepted_at", "deadline_at", "route", "principal", "request_id",
     "node_id", "traceparent", "run_id", "requeued_from", "hold", "args", "sealed", "result", "error", "ended_at",
 )  # fmt: skip
-_OF_MESSAGE = (
+OF_MESSAGE = (
     "sender", "sender_id", "recipient", "recipient_id", "msg", "type", "urgent", "read", "agent_id", "group_id",
     "broadcasted", "envelope",
 )  # fmt: skip
 
 
 def _insert(home: Home) -> Query[Intent]:
-    names = [*(name for name in _SHARED if name != "seq"), home.agent.name, home.state.name, home.created.name]
-    names += _OF_MESSAGE if home is MESSAGES else ("op", "lane")
+    names = [*(name for name in SHARED if name != "seq"), home.agent.name, home.state.name, home.created.name]
+    names += OF_MESSAGE if home is MESSAGES else ("op", "lane")
     statement = sa.insert(home.table).values({**{name: param(name) for name in names}, "seq": NextSeq()})
     return Query(statement.returning(*home.shape.columns), home.shape.read)
 
@@ -84,6 +85,7 @@ _STARTS = Query[Intent](
         CONTROL.unfinished(),
         CONTROL.state == State.PENDING,
         CONTROL.c.attempts == 0,
+        sa.not_(Unsure(CONTROL.c.seq)),
         sa.or_(*(CONTROL.c.op == op for op in sorted(STARTS))),
     ),
     CONTROL.shape.read,
@@ -178,7 +180,7 @@ def carried(tx: Tx, new: NewIntent) -> bool:
 def insert(tx: Tx, new: NewIntent, **values: Any) -> Intent:
     """Write the row; `values` are those of its state beyond what is new."""
     home = home_of(new.op)
-    row: dict[str, Any] = dict.fromkeys(_SHARED) | msgspec.structs.asdict(new)
+    row: dict[str, Any] = dict.fromkeys(SHARED) | msgspec.structs.asdict(new)
     row |= {
         "seq": next_seq(tx) if tx.alone else None,
         "failures": 0,
@@ -207,4 +209,4 @@ def _of_message(tx: Tx, new: NewIntent) -> dict[str, Any]:
     said = new.message or (tx.one(_MESSAGE, which=new.requeued_from) if new.requeued_from else None)
     if said is None:
         raise Invalid(fields={"message": "an intent of op message needs the message that it delivers"})
-    return {name: getattr(said, name) for name in _OF_MESSAGE}
+    return {name: getattr(said, name) for name in OF_MESSAGE}

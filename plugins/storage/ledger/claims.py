@@ -100,7 +100,7 @@ def heads(home: Home, take: Any, *, hinted: bool) -> Any:
     )
 
 
-def claiming(home: Home, take: Any, *, hinted: bool) -> Any:
+def claiming(home: Home, take: Any, carries: Any, *, hinted: bool) -> Any:
     """One statement takes them, and only while the broker's row carries the session."""
     return home.update(
         state=IN_PROGRESS,
@@ -113,15 +113,15 @@ def claiming(home: Home, take: Any, *, hinted: bool) -> Any:
         accepted_at=None,
         progress_at=None,
         next_attempt_at=None,
-    ).where(
-        home.c.id.in_(heads(home, take, hinted=hinted)), home.state == State.PENDING, carried(paused=False).exists()
-    )
+    ).where(home.c.id.in_(heads(home, take, hinted=hinted)), home.state == State.PENDING, carries)
 
 
 # Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.
 _CARRIED = Query[int](carried(paused=True).with_for_update(read=True), first)
 _CLAIM = {
-    (home.lane, hinted): Query[Intent](claiming(home, param("take"), hinted=hinted), home.shape.read)
+    (home.lane, hinted): Query[Intent](
+        claiming(home, param("take"), carried(paused=False).exists(), hinted=hinted), home.shape.read
+    )
     for home in HOMES
     for hinted in (False, True)
 }

@@ -170,9 +170,7 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
     )
     current = tx.one(_EPOCH, which=new.broker_id) == session.epoch
     agent = change_agent(tx, new.agent_id, ended.change if current else None)
-    steps = born_ended(
-        tx, intent, new.advice, ended.reason, {} if current else {"agent": "left to the broker's next report"}
-    )
+    steps = born_ended(tx, intent, new.advice, ended.reason, current=current)
     waiting = _waiting(tx, intent, agent)
     settled = Settled(accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=waiting)
     return _with_dropped(tx, ended, settled)
@@ -181,19 +179,25 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
 # -- what waits behind it -----------------------------------------------------------------------------------
 
 
-def _pending(home: Home) -> Any:
+def pending(home: Home, broker: Any, agent: Any) -> Any:
+    """Whether something of this agent might be claimed now."""
+    table = home.table.alias(f"next_{home.lane}")
     return (
         sa.select(sa.literal_column("1"))
         .where(
-            home.c.broker_id == param("broker"),
-            home.agent == param("agent"),
-            home.unfinished(),
-            home.state == State.PENDING,
-            home.c.deadline_at > NOW,
-            sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
+            table.c.broker_id == broker,
+            table.c[home.agent.name] == agent,
+            home.unfinished(table),
+            table.c[home.state.name] == State.PENDING,
+            table.c.deadline_at > NOW,
+            sa.or_(table.c.next_attempt_at.is_(None), table.c.next_attempt_at <= NOW),
         )
         .exists()
     )
+
+
+def _pending(home: Home) -> Any:
+    return pending(home, param("broker"), param("agent"))
 
 
 _PENDING_CONTROL = Query[int](sa.select(_pending(CONTROL)), first)

@@ -12,6 +12,8 @@ from plugins.storage.ledger.query import Query, Tx, param
 from plugins.storage.schema import parse, transitions
 
 _c = transitions.c
+LEFT_TO_REPORT = {"agent": "left to the broker's next report"}
+"""The detail of an end that came when its broker had been claimed again."""
 _NAMES = tuple(column.name for column in _c)
 _LAST = Query[tuple[int, int]](
     sa.select(_c.n, _c.at).where(_c.intent_id == param("which")).order_by(_c.n.desc()).limit(1)
@@ -62,32 +64,38 @@ def born(tx: Tx, intent: Intent, advice: dict[str, str]) -> list[Transition]:
     reason = "recorded" if intent.state is State.PENDING else "in_hand"
     return _write(
         tx,
-        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
-        _early(intent, 2, ROUTED, intent.state, reason, tx.now),
+        early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
+        early(intent, 2, ROUTED, intent.state, reason, tx.now),
     )
 
 
-def born_ended(tx: Tx, intent: Intent, advice: dict[str, str], reason: str, detail: dict[str, Any]) -> list[Transition]:
-    """accepted → routed → in_progress → its end: a LOCAL call, of which nothing was written before."""
-    sent = max(intent.created_at, min(intent.sent_at or tx.now, tx.now))
+def born_ended(tx: Tx, intent: Intent, advice: dict[str, str], reason: str, *, current: bool) -> list[Transition]:
+    """A LOCAL call, of which nothing was written before."""
+    return _write(tx, *ended_early(intent, advice, reason, tx.now, current=current))
+
+
+def ended_early(
+    intent: Intent, advice: dict[str, str], reason: str, now: Instant, *, current: bool
+) -> tuple[Transition, ...]:
+    """accepted → routed → in_progress → its end. `current`: the broker's row still carries the session."""
+    sent = max(intent.created_at, min(intent.sent_at or now, now))
     end = Transition(
         intent_id=intent.id,
         op=intent.op,
         n=3,
-        at=tx.now,
+        at=now,
         from_state=State.IN_PROGRESS,
         to_state=intent.state,
         reason=reason,
         node_id=intent.claimed_by or intent.node_id,
         epoch=intent.claimed_epoch,
         attempt=intent.attempts,
-        seconds=(tx.now - sent) / 1_000_000,
-        detail=detail,
+        seconds=(now - sent) / 1_000_000,
+        detail={} if current else LEFT_TO_REPORT,
     )
-    return _write(
-        tx,
-        _early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
-        _early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
+    return (
+        early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
+        early(intent, 2, ROUTED, State.IN_PROGRESS, "in_hand", sent),
         end,
     )
 
@@ -103,7 +111,7 @@ def history(tx: Tx, intent_id: str, op: Op) -> tuple[Transition, ...]:
     return tuple(found)
 
 
-def _early(
+def early(
     intent: Intent, n: int, came_from: str, to: str, reason: str, at: int, detail: dict[str, str] | None = None
 ) -> Transition:
     claimed = to == State.IN_PROGRESS

@@ -22,7 +22,7 @@ import msgspec
 from plugins.storage.postgres.dsn import Address, Dsn, parsed
 from plugins.storage.postgres.faults import FAULTS, Unreachable
 
-DEDICATED = frozenset({"writer", "owner", "reader", "signal"})
+DEDICATED = frozenset({"writer", "owner", "reader", "signal", "upkeep"})
 """Roles whose plans are pinned: their statements are few, known, and EXPLAINed by a test."""
 PINNED = {
     "plan_cache_mode": "force_generic_plan",
@@ -107,7 +107,7 @@ async def connect(target: Target, role: str, node_id: str, *, listen: bool = Fal
 
 
 async def open_pool(
-    target: Target, node_id: str, *, min_size: int, max_size: int, idle: float, lifetime: float
+    target: Target, node_id: str, role: str = "pool", *, min_size: int, max_size: int, idle: float, lifetime: float
 ) -> Pool:
     """Connections for everything that has none of its own. Give `acquire` a timeout.
 
@@ -115,7 +115,7 @@ async def open_pool(
     """
 
     async def one(*_: object, **__: object) -> Connection:
-        connection = await connect(target, "pool", node_id)
+        connection = await connect(target, role, node_id)
         connection.retires_at = time.monotonic() + lifetime * random.uniform(0.8, 1.0)
         return connection
 

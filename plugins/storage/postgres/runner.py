@@ -30,11 +30,11 @@ class Lost(Exception):
 class Runner:
     """Everything that has no connection of its own goes through here."""
 
-    def __init__(self, pool: Pool, deadline: float, lost_after: float, stale_after: float) -> None:
-        """All in seconds; `deadline` is of a whole call, its repetitions included."""
+    def __init__(self, pool: Pool, deadline: float, lives: dict[str, int]) -> None:
+        """`deadline`: seconds for a whole call, its repetitions included; `lives` as in `PostgresTx`."""
         self._pool = pool
         self._deadline = deadline
-        self._lives = (int(lost_after * 1_000_000), int(stale_after * 1_000_000))
+        self._lives = lives
         self.committed = 0
         """Writing transactions, since the start."""
         self.breaks = 0
@@ -74,7 +74,7 @@ class Runner:
 
     async def _transaction(self, function: Callable[[Tx], T]) -> T:
         async with self._connection() as connection:
-            tx = PostgresTx(connection, *self._lives)
+            tx = PostgresTx(connection, self._lives)
             try:
                 await connection.execute("BEGIN")
                 value = await greenlet_spawn(function, tx)
@@ -90,7 +90,7 @@ class Runner:
     async def _reading(self, function: Callable[[Tx], T]) -> T:
         async with self._connection() as connection:
             try:
-                return await greenlet_spawn(function, PostgresTx(connection, *self._lives))
+                return await greenlet_spawn(function, PostgresTx(connection, self._lives))
             except BaseException as fault:
                 self._look(connection, fault)
                 raise

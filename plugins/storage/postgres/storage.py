@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
 
-from kernel import BusSettings, Clock, NodeId, Settings, Signals
+from kernel import (
+    AgentView,
+    BusSettings,
+    ClaimRequest,
+    Claims,
+    Clock,
+    End,
+    Intent,
+    IntentId,
+    NewIntent,
+    Node,
+    NodeId,
+    Recorded,
+    Recording,
+    Session,
+    SessionId,
+    Settings,
+    Settled,
+    Signals,
+    is_uuid,
+)
 from plugins.storage import migrations
+from plugins.storage.ledger import nodes, sessions
 from plugins.storage.ledger.operations import Operations
 from plugins.storage.ledger.query import Tx
 from plugins.storage.postgres.bus import PostgresSignals
 from plugins.storage.postgres.connecting import Connection, Pool, Target, connect, open_pool
-from plugins.storage.postgres.dialling import Role
 from plugins.storage.postgres.engine import engine_to
+from plugins.storage.postgres.hot import Hot
 from plugins.storage.postgres.runner import Runner
 from plugins.storage.postgres.sql import PostgresSql
 
@@ -27,11 +48,18 @@ class PostgresStorage(Operations):
     name = "postgres"
     can_signal = True
 
-    def __init__(self, target: Target, node_id: NodeId, pool: Pool, runner: Runner) -> None:
+    def __init__(self, target: Target, node_id: NodeId, pool: Pool, upkeep: Pool, settings: Settings) -> None:
+        """`upkeep` has one connection, for what may never wait behind calls."""
+        lives = {
+            "lost_after": int(settings.node.lost_after * 1_000_000),
+            "stale_after": int(settings.channel.stale_after * 1_000_000),
+        }
         self._target = target
         self._node_id = node_id
-        self._pool = pool
-        self._runner = runner
+        self._pools = (pool, upkeep)
+        self._runner = Runner(pool, target.deadline, lives)
+        self._upkeep = Runner(upkeep, target.deadline, lives)
+        self._hot = Hot(self._dial, target.deadline, lives)
         self._engine = engine_to(target, "sql", node_id)
         self.sql = PostgresSql(self._engine, target.deadline)
 
@@ -41,22 +69,22 @@ class PostgresStorage(Operations):
     async def _read(self, function: Callable[[Tx], T]) -> T:
         return await self._runner.read(function)
 
-    def open_signals(self, node_id: NodeId, clock: Clock, settings: BusSettings) -> Signals:
-        async def dial(role: Role) -> Connection:
-            return await connect(self._target, role, node_id, listen=role == "listen")
+    async def _dial(self, role: str) -> Connection:
+        return await connect(self._target, role, self._node_id, listen=role == "listen")
 
-        return PostgresSignals(connect=dial, node_id=node_id, clock=clock, settings=settings)
+    def open_signals(self, node_id: NodeId, clock: Clock, settings: BusSettings) -> Signals:
+        return PostgresSignals(connect=self._dial, node_id=node_id, clock=clock, settings=settings)
 
     # -- the backend itself --------------------------------------------------------------------------------------
 
     @property
     def last_batch(self) -> float:
         """How many writes the last commit held."""
-        return 1.0
+        return self._hot.last_batch
 
     @property
     def breaks(self) -> int:
-        return self._runner.breaks
+        return self._runner.breaks + self._upkeep.breaks + self._hot.breaks
 
     async def ping(self) -> None:
         await self._read(lambda tx: tx.now)
@@ -65,16 +93,48 @@ class PostgresStorage(Operations):
         return migrations.head()
 
     async def statement_count(self) -> int:
-        return self._runner.committed
+        return self._runner.committed + self._upkeep.committed + self._hot.committed
 
     async def close(self) -> None:
         """What is still under way has a moment to end."""
         with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(2.0) as scope:
-                await self._pool.close()
-            if scope.cancelled_caught:
-                self._pool.terminate()
+            self._hot.close()
+            for pool in self._pools:
+                with anyio.move_on_after(2.0) as scope:
+                    await pool.close()
+                if scope.cancelled_caught:
+                    pool.terminate()
             await self._engine.dispose()
+
+    # -- what may never wait behind calls ------------------------------------------------------------------------
+
+    async def beat(self, node_id: NodeId, draining: bool) -> Node | None:
+        return await self._upkeep.write(lambda tx: nodes.beat(tx, node_id, draining))
+
+    async def renew(self, held: Sequence[Session]) -> tuple[SessionId, ...]:
+        return await self._upkeep.write(lambda tx: sessions.renew(tx, held))
+
+    # -- what every call goes through ----------------------------------------------------------------------------
+
+    async def record(self, recording: Recording) -> Recorded:
+        return await self._hot.record(recording) or await super().record(recording)
+
+    async def claim(self, request: ClaimRequest) -> Claims:
+        return await self._hot.claim(request)
+
+    async def end(self, end: End) -> Settled:
+        return await self._hot.end(end) or await super().end(end)
+
+    async def insert_ended(self, intent: NewIntent, end: End) -> Settled:
+        return await self._hot.store(intent, end) or await super().insert_ended(intent, end)
+
+    async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]:
+        return await self._hot.intents(ids)
+
+    async def find_agent(self, ref: str, project_id: str | None = None) -> AgentView | None:
+        if project_id is None and is_uuid(ref):
+            return await self._hot.view(ref.lower())
+        return await super().find_agent(ref, project_id)
 
 
 async def assembled(target: Target, settings: Settings, node_id: NodeId) -> PostgresStorage:
@@ -91,5 +151,7 @@ async def assembled(target: Target, settings: Settings, node_id: NodeId) -> Post
         idle=wanted.pool_idle,
         lifetime=wanted.pool_lifetime,
     )
-    runner = Runner(pool, target.deadline, settings.node.lost_after, settings.channel.stale_after)
-    return PostgresStorage(target, node_id, pool, runner)
+    upkeep = await open_pool(
+        target, node_id, "upkeep", min_size=1, max_size=1, idle=wanted.pool_idle, lifetime=wanted.pool_lifetime
+    )
+    return PostgresStorage(target, node_id, pool, upkeep, settings)

@@ -24,10 +24,11 @@ class PostgresTx:
 
     alone = False
 
-    def __init__(self, connection: Connection, lost_after: int, stale_after: int) -> None:
-        """`lost_after`, `stale_after`: microseconds without a beat, or a renewal, that a node or a session lives."""
+    def __init__(self, connection: Connection, lives: dict[str, int]) -> None:
+        """`lives`: `lost_after` and `stale_after`, microseconds that a node lives without a beat and a session without
+        a renewal."""
         self._connection = connection
-        self._always = {"lost_after": lost_after, "stale_after": stale_after}
+        self._always = lives
         self._now: Instant | None = None
         self.wrote = False
         """Some statement changed something."""
