@@ -210,8 +210,8 @@ def test_text_in_another_encoding(tmp_path: Path, postgres: Server) -> None:
 
 
 def test_server_with_too_few_connections(tmp_path: Path, guarded: Server) -> None:
-    words = ("not one hub fits", f"{Budget(pool=20).needed} connections a hub", "the server has 15", "lower storage.pool_max")
-    refuses(tmp_path, Bad(guarded.dsn()), *words)
+    needed = f"{Budget(pool=20).needed} connections a hub"
+    refuses(tmp_path, Bad(guarded.dsn()), "not one hub fits", needed, "the server has 15", "lower storage.pool_max")
 
 
 def test_role_with_too_few_connections(tmp_path: Path, postgres: Server, postgres_dsn: str, stranger: str) -> None:
