@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from kernel.keyring import BROKER_SECRETS, Keyring
+from kernel.keyring import BROKER_SECRETS, JOIN_TOKENS, Keyring
 
 JOIN_TOKEN_LIVES = 3_600.0
 """Seconds."""
@@ -20,6 +20,16 @@ def new_join_token() -> str:
 def token_hash(token: str) -> str:
     """What is stored of a token that was handed out; it has enough chance in it to need no salt."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def seal_token(keyring: Keyring, token: str, key: str) -> bytes:
+    """For a repeat of the call that was given it. `key` is that call's Idempotency-Key."""
+    return keyring.seal(JOIN_TOKENS, token.encode(), key)
+
+
+def open_token(keyring: Keyring, sealed: bytes, key: str) -> str:
+    """Raises: Misconfigured when it was sealed under another SESSION_SECRET."""
+    return keyring.open(JOIN_TOKENS, sealed, key).decode()
 
 
 def new_secret() -> bytes:

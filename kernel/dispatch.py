@@ -96,10 +96,6 @@ class Dispatcher:
 
         Raises: every error of design/api.md that an operation can end with; `dispatch_id` is set where a row exists.
         """
-        if call.key:  # asked before the agent was read, too; what came in between must not be refused or routed anew
-            repeated = await self._answers.of_key(call.key, call.wait)
-            if repeated:
-                return repeated
         intent_id = IntentId(self._clock.uuid7())
         with self._waiters.register(intent_id) as waiter:
             intent = await self.accept(call, intent_id, waiter)
@@ -108,7 +104,8 @@ class Dispatcher:
         return await self._answers.again(intent.id, call.wait)
 
     async def repeated(self, key: IdempotencyKey, wait: float | None) -> Answer | None:
-        """What an earlier request with this key got; asked before anything about the call is judged anew."""
+        """What an earlier request with this key got; asked before anything is refused that came with it. What is not
+        refused is recorded, and finds the earlier one there."""
         return await self._answers.of_key(key, wait)
 
     async def accept(self, call: Call, intent_id: IntentId, waiter: Waiter) -> Intent:
@@ -199,8 +196,14 @@ class Dispatcher:
         self._observer.stage("record", self._clock.monotonic() - started)
         self._observer.tell(recorded.transitions)
         for superseded in recorded.superseded:
-            self._waiters.ended(superseded)
+            self._tell_ended(superseded)
         return recorded
+
+    def _tell_ended(self, intent: Intent) -> None:
+        """Those who wait for it may do so on the hub that accepted it."""
+        self._waiters.ended(intent)
+        if intent.node_id != self._pulse.node_id:
+            self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
 
     def _owner(self, request: RouteRequest) -> NodeId | None:
         if request.socket_here or not request.held_elsewhere:
@@ -277,7 +280,7 @@ class Dispatcher:
         cancelled = await self._storage.cancel(intent_id, self._pulse.node_id, by)
         self._observer.tell(cancelled.transitions)
         if cancelled.intent.state.ended:
-            self._waiters.ended(cancelled.intent)
+            self._tell_ended(cancelled.intent)
             self.wake(cancelled.intent.broker_id)
         else:
             self._stop(cancelled.intent)

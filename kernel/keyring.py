@@ -50,6 +50,7 @@ class Keyring:
 
 
 BROKER_SECRETS = "pointsman/seal/broker-secret"
+JOIN_TOKENS = "pointsman/seal/join-token"
 INTENT_VALUES = "pointsman/seal/intent-values"
 AGENT_TOKENS = "pointsman/jwt/agent"
 

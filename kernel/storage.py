@@ -353,12 +353,17 @@ class BrokerRegistration(msgspec.Struct, frozen=True, kw_only=True):
     token_id: str
     token_hash: str
     token_lives: float
+    key: IdempotencyKey | None = None
+    sealed_token: bytes = b""
+    """Kept with the key, as long as that."""
 
 
 class Registered(msgspec.Struct, frozen=True, kw_only=True):
     broker: Broker
     expires_at: Instant
     reregistered: bool
+    sealed_token: bytes | None = None
+    """The key was used before: the token that was given then."""
 
 
 class BrokerJoin(msgspec.Struct, frozen=True, kw_only=True):
@@ -628,7 +633,8 @@ class Projects(Protocol):
 
 class Brokers(Protocol):
     async def register_broker(self, registration: BrokerRegistration) -> Registered:
-        """Raises: Forbidden when the name or id is another user's broker."""
+        """Raises: Forbidden when the name or id is another user's broker; IdempotencyConflict; NotFound when the broker
+        that the key registered was deleted since."""
         ...
 
     async def join_broker(self, join: BrokerJoin) -> Broker:

@@ -22,6 +22,7 @@ from kernel.api.operations import (
 from kernel.api.pages import PageQuery, listed
 from kernel.api.projects import known_project, name_problems
 from kernel.api.routes import route
+from kernel.call import Answer
 from kernel.errors import Invalid, NotFound
 from kernel.intent import Op
 from kernel.storage import AgentEdit, AgentFilter
@@ -137,10 +138,12 @@ class Agents:
     @route(action="agent.delete", access="user", query=Deletion)
     async def on_delete_one(self, req: Asked, resp: Responded, agent: str, query: Deletion, project: str = "") -> None:
         operation = await operation_of(req)
-        answer = await operation.repeated(self._edge, operation.preferences.wait)
-        if answer is None:
+
+        async def ask() -> Answer:
             view = await live_agent(self._edge, agent, project)
-            answer = await self._edge.dispatcher.call(operation.call(Op.DELETE, view, args=query.args()))
+            return await self._edge.dispatcher.call(operation.call(Op.DELETE, view, args=query.args()))
+
+        answer = await operation.once(self._edge, ask, operation.preferences.wait)
         if not answer.ended:
             tell_goes_on(resp, answer)
             return

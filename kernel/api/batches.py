@@ -34,11 +34,12 @@ class Broadcast:
     async def on_post(self, req: Asked, resp: Responded, body: NewMessage, project: str) -> None:
         body.check_length()
         fanout = Fanout(self._edge, req.principal, await operation_of(req), broadcasted=True)
-        told = await fanout.repeated()
-        if told is None:
+
+        async def everyone() -> list[Part]:
             views = await self._views(await known_project(self._edge, project))
-            told = await fanout.send([Part(said=body, to=view.agent.id, view=view) for view in views])
-        tell_fanout(resp, told)
+            return [Part(said=body, to=view.agent.id, view=view) for view in views]
+
+        tell_fanout(resp, await fanout.send(everyone))
 
     async def _views(self, project: Project) -> list[AgentView]:
         """Every agent, the eldest first."""
@@ -102,8 +103,9 @@ class Batch:
             message.check_length()
         operation = await operation_of(req)
         fanout = Fanout(self._edge, req.principal, operation)
-        told = await fanout.repeated()
-        if told is None:
+
+        async def each() -> list[Part]:
             keyed = ((one, one.key_of(operation.principal)) for one in body.messages)
-            told = await fanout.send([Part(said=one, to=one.agent_id, key=key) for one, key in keyed])
-        tell_fanout(resp, told)
+            return [Part(said=one, to=one.agent_id, key=key) for one, key in keyed]
+
+        tell_fanout(resp, await fanout.send(each))

@@ -10,14 +10,23 @@ import msgspec
 from kernel import wire
 from kernel.api import instants, shapes
 from kernel.api.edge import Edge
-from kernel.api.exchange import Asked, Responded, tell
+from kernel.api.exchange import Asked, Responded, headers_of, tell
 from kernel.api.limits import Limits
 from kernel.api.pages import PageQuery, listed
+from kernel.api.preferences import key_of
 from kernel.api.projects import name_problems
 from kernel.api.routes import route
 from kernel.broker import Broker, BrokerId, endpoint_problem
 from kernel.clock import is_uuid
-from kernel.credentials import JOIN_TOKEN_LIVES, new_join_token, new_secret, seal_secret, token_hash
+from kernel.credentials import (
+    JOIN_TOKEN_LIVES,
+    new_join_token,
+    new_secret,
+    open_token,
+    seal_secret,
+    seal_token,
+    token_hash,
+)
 from kernel.errors import Forbidden, InvalidJoinToken, NotFound, Unauthenticated
 from kernel.project import slug_of
 from kernel.session import Principal
@@ -83,7 +92,10 @@ class Brokers:
 
     @route(action="broker.register", access="user", body=NewBroker)
     async def on_post_register(self, req: Asked, resp: Responded, body: NewBroker) -> None:
+        """With a key a repeat is given the same token: nobody would know the first one any more."""
         token = new_join_token()
+        keyring = self._edge.host.keyring
+        key = key_of(headers_of(req.scope), str(req.principal), req.method, req.path, await req.raw())
         registered = await self._edge.storage.register_broker(
             BrokerRegistration(
                 broker_id=BrokerId(body.broker_id.lower() if body.broker_id else self._edge.clock.uuid7()),
@@ -97,8 +109,12 @@ class Brokers:
                 token_id=self._edge.clock.uuid7(),
                 token_hash=token_hash(token),
                 token_lives=JOIN_TOKEN_LIVES,
+                key=key,
+                sealed_token=seal_token(keyring, token, key.key) if key else b"",
             )
         )
+        if key and registered.sealed_token:
+            token = open_token(keyring, registered.sealed_token, key.key)
         answer = {
             "brokerId": registered.broker.id,
             "joinToken": token,

@@ -70,24 +70,17 @@ class NewAgent(AgentOfProject, frozen=True, kw_only=True, rename="camel"):
 
 async def create(edge: Edge, req: Asked, resp: Responded, body: AgentOfProject, project_ref: str) -> None:
     operation = await operation_of(req)
-    repeated = await operation.repeated(edge, operation.preferences.wait)
-    if repeated:
-        tell_created(resp, repeated)
-        return
-    project = await known_project(edge, project_ref)
-    hold = operation.preferences.deliver == "hold"
-    placement = Placement(edge, project, slug_of(body.name), body.labels, hold=hold)
-    broker = await placement.choose(body.runtime_broker_id)
-    try:
+
+    async def ask() -> Answer:
+        project = await known_project(edge, project_ref)
+        hold = operation.preferences.deliver == "hold"
+        placement = Placement(edge, project, slug_of(body.name), body.labels, hold=hold)
+        broker = await placement.choose(body.runtime_broker_id)
         await _check_slug_there(edge, broker, slug_of(body.name))
-    except AlreadyExists:
-        repeated = await operation.repeated(edge, operation.preferences.wait)  # its first came in between
-        if repeated is None:
-            raise
-        tell_created(resp, repeated)
-        return
-    agent = _new_agent(AgentId(edge.clock.uuid7()), req.principal, body, project, broker)
-    tell_created(resp, await edge.dispatcher.call(_call(operation, body, agent, project, broker)))
+        agent = _new_agent(AgentId(edge.clock.uuid7()), req.principal, body, project, broker)
+        return await edge.dispatcher.call(_call(operation, body, agent, project, broker))
+
+    tell_created(resp, await operation.once(edge, ask, operation.preferences.wait))
 
 
 async def _check_slug_there(edge: Edge, broker: Broker, slug: str) -> None:

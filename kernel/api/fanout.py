@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio.lowlevel
 import msgspec
@@ -12,7 +12,7 @@ from kernel.api.edge import Edge
 from kernel.api.envelopes import NewMessage, check_phase
 from kernel.api.exchange import Responded, tell
 from kernel.api.gate import check_allowed
-from kernel.api.operations import DISPATCHES, Operation
+from kernel.api.operations import DISPATCHES, FINAL, Operation
 from kernel.errors import (
     Draining,
     IdempotencyConflict,
@@ -20,7 +20,9 @@ from kernel.errors import (
     InvalidState,
     NotFound,
     PointsmanError,
+    Refused,
     StorageUnavailable,
+    Unavailable,
 )
 from kernel.intent import IntentId, Op, State
 from kernel.plan import Planned
@@ -80,14 +82,19 @@ class Fanout:
         self._broadcasted = broadcasted
         self._hold = operation.preferences.deliver == "hold"
 
-    async def repeated(self) -> Told | None:
-        """What an earlier call with this key was told, with the states of now. Raises: IdempotencyConflict."""
-        key = self._operation.key
-        found = await self._edge.storage.find_key(key) if key else None
-        return await self._told_before(found.answer) if found and found.answer else None
+    async def send(self, draw: Callable[[], Awaitable[Sequence[Part]]]) -> Told:
+        """Record all that can be delivered, now or once its agent runs, and wake each owner once. A call whose key
+        was used before is told what that one was, also where its parts cannot be drawn any more."""
+        try:
+            return await self._send(await draw())
+        except (Refused, Unavailable) as refusal:
+            key = self._operation.key
+            found = await self._edge.storage.find_key(key) if key and not isinstance(refusal, FINAL) else None
+            if found is None or found.answer is None:
+                raise
+            return await self._told_before(found.answer)
 
-    async def send(self, parts: Sequence[Part]) -> Told:
-        """Record all that can be delivered, now or once its agent runs, and wake each owner once."""
+    async def _send(self, parts: Sequence[Part]) -> Told:
         for _ in range(MOST_TRIES):
             group_id = self._edge.clock.uuid7()
             drafted = await self._draft(parts, group_id)

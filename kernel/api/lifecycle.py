@@ -75,16 +75,17 @@ class Lifecycle:
         values: dict[str, str] | None = None,
     ) -> Answer:
         operation = await operation_of(req)
-        repeated = await operation.repeated(self._edge, operation.preferences.wait)
-        if repeated:
-            return repeated
-        view = await live_agent(self._edge, agent, project)
-        if op is Op.FINALIZE_ENV and view.agent.phase is not Phase.PROVISIONING:
-            raise InvalidState(f"agent {view.agent.slug} is {view.agent.phase}: it asks for no values")
-        flags = dict(args or {})
-        if op is Op.START and view.agent.phase is Phase.SUSPENDED:
-            flags["resume"] = True  # what the broker must know travels with the intent, whatever the phase is by then
-        return await self._edge.dispatcher.call(operation.call(op, view, args=flags, values=values))
+
+        async def ask() -> Answer:
+            view = await live_agent(self._edge, agent, project)
+            if op is Op.FINALIZE_ENV and view.agent.phase is not Phase.PROVISIONING:
+                raise InvalidState(f"agent {view.agent.slug} is {view.agent.phase}: it asks for no values")
+            flags = dict(args or {})
+            if op is Op.START and view.agent.phase is Phase.SUSPENDED:
+                flags["resume"] = True  # what the broker must know travels with the intent, whatever comes meanwhile
+            return await self._edge.dispatcher.call(operation.call(op, view, args=flags, values=values))
+
+        return await operation.once(self._edge, ask, operation.preferences.wait)
 
 
 def _flags(body: Start) -> dict[str, Any]:

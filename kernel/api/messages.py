@@ -53,27 +53,28 @@ class Messages:
             return
         wait = operation.preferences.wait
         wait = wait if wait is not None or query.wait else 0.0
-        repeated = await operation.repeated(self._edge, wait)
-        if repeated:
-            _tell_message(resp, repeated)
-            return
-        view = await live_agent(self._edge, agent, project)
-        check_phase(view.agent, hold=operation.preferences.deliver == "hold")
-        envelope = body.envelope(req.principal, view.agent)
-        message = body.row(req.principal, view.agent, envelope)
-        call = operation.call(Op.MESSAGE, view, args=envelope, message=message, wait=wait)
-        _tell_message(resp, await self._edge.dispatcher.call(call))
+
+        async def ask() -> Answer:
+            view = await live_agent(self._edge, agent, project)
+            check_phase(view.agent, hold=operation.preferences.deliver == "hold")
+            envelope = body.envelope(req.principal, view.agent)
+            message = body.row(req.principal, view.agent, envelope)
+            call = operation.call(Op.MESSAGE, view, args=envelope, message=message, wait=wait)
+            return await self._edge.dispatcher.call(call)
+
+        _tell_message(resp, await operation.once(self._edge, ask, wait))
 
     async def _to_group(
         self, req: Asked, resp: Responded, operation: Operation, body: NewMessage, agent: str, project: str
     ) -> None:
         """The agent in the path says in which project the names of its group are looked up."""
         fanout = Fanout(self._edge, req.principal, operation)
-        told = await fanout.repeated()
-        if told is None:
+
+        async def members() -> list[Part]:
             home = (await known_agent(self._edge, agent, project)).project
-            told = await fanout.send([Part(said=body, to=name, project_id=home.id) for name in body.group])
-        tell_fanout(resp, told)
+            return [Part(said=body, to=name, project_id=home.id) for name in body.group]
+
+        tell_fanout(resp, await fanout.send(members))
 
 
 def _tell_message(resp: Responded, answer: Answer) -> None:

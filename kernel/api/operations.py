@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,11 +14,13 @@ from kernel.api.exchange import Asked, Responded, headers_of, tell
 from kernel.api.preferences import Preferences, key_of, preferences_of
 from kernel.api.projects import known_project
 from kernel.call import Answer, Call
-from kernel.errors import InvalidState, NotFound
+from kernel.errors import IdempotencyConflict, InvalidState, NotFound, Refused, StorageUnavailable, Unavailable
 from kernel.intent import Intent, Op
 from kernel.storage import AgentView, IdempotencyKey
 
 DISPATCHES = "/api/v1/dispatches"
+FINAL = (IdempotencyConflict, StorageUnavailable)
+"""Refusals that no earlier request with the same key can help against."""
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
@@ -43,10 +46,18 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         }
         return Call(op=op, view=view, **{**asked, **more})
 
-    async def repeated(self, edge: Edge, wait: float | None) -> Answer | None:
-        """What an earlier request with the same key got. Asked before anything about this one is judged anew: a
-        repeat of a deletion, say, finds the agent deleted."""
-        return await edge.dispatcher.repeated(self.key, wait) if self.key else None
+    async def once(self, edge: Edge, ask: Callable[[], Awaitable[Answer]], wait: float | None) -> Answer:
+        """What `ask` gives, unless it is refused what an earlier request with the same key was not: a repeat of a
+        deletion, say, finds the agent deleted. What is not refused finds that request where it is recorded."""
+        try:
+            return await ask()
+        except (Refused, Unavailable) as refusal:
+            if self.key is None or refusal.dispatch_id or isinstance(refusal, FINAL):
+                raise
+            repeated = await edge.dispatcher.repeated(self.key, wait)
+            if repeated is None:
+                raise
+            return repeated
 
 
 async def operation_of(req: Asked) -> Operation:

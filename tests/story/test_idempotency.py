@@ -128,3 +128,42 @@ async def test_a_repeat_after_the_hub_died_in_mid_call_finds_the_first(alone: Sc
     assert answer.dispatch == dispatch
     assert len(alone.broker.effects(op="stop")) == 1
     await alone.check()
+
+
+async def test_a_repeat_is_not_refused_what_its_first_was_not(ours: Scene) -> None:
+    """Its agent is deleted, stopped, or its broker gone by then: a repeat is told how the first one went."""
+    agent, stopped = await ours.agent(), await ours.agent()
+    keys = [new_key() for _ in range(4)]
+    said = (await ours.api.message(stopped["id"], "hello", idempotency_key=keys[0])).expect(202)
+    await ours.api.ended(said.dispatch)
+    stop = (await ours.api.do("stop", stopped["id"], idempotency_key=keys[1])).expect(200)
+    gone = (await ours.api.delete(agent["id"], idempotency_key=keys[2])).expect(204)
+    assert (await ours.api.delete(agent["id"], idempotency_key=keys[2])).expect(204).dispatch == gone.dispatch
+    assert (await ours.api.message(stopped["id"], "hello", idempotency_key=keys[0])).expect(
+        202
+    ).dispatch == said.dispatch
+    await ours.offline()
+    assert (await ours.api.do("stop", stopped["id"], idempotency_key=keys[1])).expect(200).dispatch == stop.dispatch
+    assert (await ours.api.do("stop", stopped["id"], idempotency_key=keys[3])).expect(503).code == (
+        "runtime_broker_unavailable"
+    )
+    assert (await ours.api.delete(agent["id"], idempotency_key=keys[3])).expect(409).code == "invalid_state"
+    await ours.online()
+    assert len(ours.broker.effects(op="stop")) == 1
+    await ours.check()
+
+
+async def test_a_registration_that_is_repeated_gives_the_same_join_token(ours: Scene) -> None:
+    key = {"Idempotency-Key": new_key()}
+    wanted = {"name": f"broker-{uuid.uuid4().hex[:8]}"}
+    first = (await ours.api.ask("POST", "/brokers", wanted, headers=key)).expect(201)
+    second = (await ours.api.ask("POST", "/brokers", wanted, headers=key)).expect(201)
+    assert second.json == first.json
+    join = {"brokerId": first.json["brokerId"], "joinToken": second.json["joinToken"], "hostname": "h", "version": "1"}
+    (await ours.api.ask("POST", "/brokers/join", join)).expect(200)
+    assert (await ours.api.ask("POST", "/brokers", wanted, headers=key)).json == first.json
+    other = await ours.api.ask("POST", "/brokers", {"name": "another"}, headers=key)
+    assert other.expect(409).code == "idempotency_conflict"
+    fresh = (await ours.api.ask("POST", "/brokers", wanted)).expect(201).json
+    assert fresh["reregistered"]
+    assert fresh["joinToken"] != first.json["joinToken"]

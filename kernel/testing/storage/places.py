@@ -142,6 +142,28 @@ class BrokerContract(StorageContract):
         with pytest.raises(InvalidJoinToken):
             await world.storage.join_broker(join)
 
+    async def test_a_registration_is_repeated_by_its_key(self, world: World) -> None:
+        key = IdempotencyKey(principal="user:test", key="k", request_hash="h")
+        first = await world.storage.register_broker(
+            world.registration(name="one", slug="one", key=key, sealed_token=b"\x00first")
+        )
+        later = world.registration(name="one", slug="one", key=key, sealed_token=b"later")
+        again = await world.storage.register_broker(later)
+        assert first.sealed_token is None
+        assert (again.broker, again.expires_at, again.reregistered, again.sealed_token) == (
+            first.broker, first.expires_at, False, b"\x00first",
+        )  # fmt: skip
+        with pytest.raises(InvalidJoinToken):
+            await world.storage.join_broker(
+                BrokerJoin(broker_id=first.broker.id, token_hash=later.token_hash, key_id=uuid(), sealed=b"s")
+            )
+        other = IdempotencyKey(principal="user:test", key="k", request_hash="other")
+        with pytest.raises(IdempotencyConflict):
+            await world.storage.register_broker(world.registration(key=other))
+        await world.storage.delete_broker(first.broker.id)
+        with pytest.raises(NotFound):
+            await world.storage.register_broker(later)
+
     async def test_its_owner_registers_a_broker_again(self, world: World) -> None:
         first = await world.storage.register_broker(world.registration(name="one", slug="one"))
         by_name = await world.storage.register_broker(world.registration(name="one", slug="one"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
@@ -21,9 +22,11 @@ from kernel import (
     NotFound,
     Page,
     Registered,
+    Repeated,
     SealedSecret,
     is_uuid,
 )
+from plugins.storage.ledger.keys import find_key, in_turn, keep_key
 from plugins.storage.ledger.pages import beyond, edge
 from plugins.storage.ledger.query import NOW, Query, Tx, first, param
 from plugins.storage.ledger.rows import BROKER, NOBODY
@@ -106,8 +109,14 @@ _TOKEN = Query[Any](
 def register_broker(tx: Tx, asked: BrokerRegistration) -> Registered:
     """The newest join token of a broker is the one that counts.
 
-    Raises: Forbidden when the name or id is another user's broker; AlreadyExists when the slug is taken.
+    Raises: Forbidden when the name or id is another user's broker; AlreadyExists when the slug is taken;
+    IdempotencyConflict; NotFound when the broker of an earlier call with the key was deleted since.
     """
+    if asked.key:
+        in_turn(tx, asked.key)
+        before = find_key(tx, asked.key)
+        if before:
+            return _registered_before(tx, before)
     known = tx.one(_ANY, ref=asked.broker_id) or tx.one(_BY_NAME, ref=asked.name)
     if known is None:
         tx.run(
@@ -126,9 +135,33 @@ def register_broker(tx: Tx, asked: BrokerRegistration) -> Registered:
     tx.run(_FORGET_TOKENS, which=broker_id)
     until = Instant(tx.now + int(asked.token_lives * 1_000_000))
     tx.run(_TOKEN, id=asked.token_id, broker=broker_id, hashed=asked.token_hash, maker=asked.created_by, until=until)
+    if asked.key:
+        kept = Kept(
+            broker_id=broker_id, expires_at=until, reregistered=known is not None, sealed_token=asked.sealed_token
+        )
+        keep_key(tx, asked.key, status=201, answer=msgspec.json.encode(kept))
     broker = tx.one(_BY_ID, ref=broker_id)
     assert broker is not None
     return Registered(broker=broker, expires_at=until, reregistered=known is not None)
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key remembers of a registration."""
+
+    broker_id: str
+    expires_at: Instant
+    reregistered: bool
+    sealed_token: bytes
+
+
+def _registered_before(tx: Tx, before: Repeated) -> Registered:
+    kept = msgspec.json.decode(before.answer or b"", type=Kept)
+    broker = tx.one(_BY_ID, ref=kept.broker_id)
+    if broker is None:
+        raise NotFound("the broker that this key registered was deleted: register it anew, with another key")
+    return Registered(
+        broker=broker, expires_at=kept.expires_at, reregistered=kept.reregistered, sealed_token=kept.sealed_token
+    )
 
 
 def _register_again(tx: Tx, known: Broker, asked: BrokerRegistration) -> None:
