@@ -109,7 +109,7 @@ class Pulse:
         self._note_beat()
         if row is None:
             await self._rejoin(forgotten)
-        elif row.draining:
+        elif row.draining and not self.draining:
             self._told_to_drain.set()
 
     def _note_beat(self) -> None:
@@ -126,7 +126,7 @@ class Pulse:
         await self.start()
 
     async def told_to_drain(self) -> None:
-        """Until somebody asks this node to hand over what it holds (`pointsman node drain`), or it does so anyway."""
+        """Until somebody asks this node to hand over what it holds (`pointsman node drain`)."""
         await self._told_to_drain.wait()
 
     async def drain(self) -> None:
