@@ -79,7 +79,7 @@ def run(
     from kernel.cli.failure import innermost
     from kernel.cli.log import log_to_stderr
 
-    log_to_stderr("httpx2")
+    log_to_stderr("httpx2", "uvicorn")
     settings = BrokerSettings(
         dir=folder,
         hubs=hubs or (_hub_and_token(None, token)[:1] if name else ()),
