@@ -6,7 +6,7 @@ import ast
 import inspect
 
 from docs.generator.markdown import code, page, prose, table
-from kernel import agent, broker, environment, intent, message, route, session, transition
+from kernel import agent, broker, environment, finding, intent, message, route, session, transition
 
 VALUES: tuple[type, ...] = (
     route.RouteRequest,
@@ -28,6 +28,8 @@ VALUES: tuple[type, ...] = (
     session.Principal,
     session.Resource,
     session.Decision,
+    finding.Finding,
+    finding.Level,
 )
 VALUES_ARE = """
 What hooks are given and may answer. All are frozen. `kernel` exports each: `from kernel import RouteAdvice`.
