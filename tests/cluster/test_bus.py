@@ -153,14 +153,25 @@ class Gate:
         async def one(role: Role) -> Connection:
             connection = await dialled(role)
             if role == "listen":
-                self.held.set()
-                await self.open.wait()
+                connection.__class__ = Held
+                connection.gate = self  # type: ignore[attr-defined]
             return connection
 
         return one
 
     def close(self) -> None:
         self.open, self.held = anyio.Event(), anyio.Event()
+
+
+class Held(Connection):
+    """It is open, but does not listen before its gate is open."""
+
+    gate: Gate
+
+    async def add_listener(self, channel: str, callback: object) -> None:
+        self.gate.held.set()
+        await self.gate.open.wait()
+        await super().add_listener(channel, callback)  # type: ignore[arg-type]
 
 
 async def test_everything_is_looked_at_after_listen_and_not_before(postgres_dsn: str, postgres: Server) -> None:
