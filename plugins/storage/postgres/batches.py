@@ -12,7 +12,7 @@ import asyncpg
 
 from kernel import StorageUnavailable
 from plugins.storage.postgres.connecting import Connection
-from plugins.storage.postgres.faults import FAULTS, repeatable, translated
+from plugins.storage.postgres.faults import FAULTS, misled, repeatable, translated
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -51,6 +51,9 @@ class Wire:
             try:
                 yield connection
             except FAULTS as fault:
+                if misled(fault):
+                    self._drop()
+                    raise
                 if connection.is_closed() or isinstance(fault, TimeoutError | OSError | asyncpg.InterfaceError):
                     self._drop()
                     raise Broken("the database broke off: whether it was done is not known") from fault

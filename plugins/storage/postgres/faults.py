@@ -80,6 +80,11 @@ def repeatable(fault: BaseException | None) -> bool:
     return isinstance(fault, _REPEATABLE)
 
 
+def misled(fault: BaseException | None) -> bool:
+    """Whether the connection leads to a server that takes no writes any more: nothing was done, another may do."""
+    return isinstance(beneath(fault) if fault else None, pg.ReadOnlySQLTransactionError)
+
+
 def translated(fault: BaseException | None) -> BaseException | None:
     """The kernel's error for a driver's; any other error as it is."""
     match fault:

@@ -13,7 +13,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from kernel import StorageUnavailable
 from plugins.storage.ledger.query import Overtaken, Tx
 from plugins.storage.postgres.connecting import Connection, Pool, rolled_back
-from plugins.storage.postgres.faults import FAULTS, repeatable, translated
+from plugins.storage.postgres.faults import FAULTS, misled, repeatable, translated
 from plugins.storage.postgres.tx import PostgresTx
 
 T = TypeVar("T")
@@ -80,6 +80,8 @@ class Runner:
                 value = await greenlet_spawn(function, tx)
             except BaseException as fault:
                 await rolled_back(connection)
+                if misled(fault):
+                    connection.terminate()
                 self._look(connection, fault)
                 raise
             with anyio.CancelScope(shield=True):
