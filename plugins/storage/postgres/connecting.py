@@ -132,6 +132,20 @@ async def open_pool(
     return pool
 
 
+def gone(connection: Any) -> bool:
+    """Whether it is closed. The pool takes one that broke back at once, and what is left of it answers nothing."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def drop(connection: Any) -> None:
+    """Without a word to the server, which may be frozen."""
+    if not gone(connection):
+        connection.terminate()
+
+
 async def rolled_back(connection: Any, within: float = 1.0) -> None:
     """End a transaction that failed, whoever cancels meanwhile; a connection that does not answer is given up."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(within) as scope:
@@ -139,9 +153,9 @@ async def rolled_back(connection: Any, within: float = 1.0) -> None:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK", timeout=within)
         except FAULTS:
-            connection.terminate()
+            drop(connection)
     if scope.cancelled_caught:
-        connection.terminate()
+        drop(connection)
 
 
 # -- how it is dialled ---------------------------------------------------------------------------------------

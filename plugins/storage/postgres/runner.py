@@ -12,7 +12,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from kernel import StorageUnavailable
 from plugins.storage.ledger.query import Overtaken, Tx
-from plugins.storage.postgres.connecting import Connection, Pool, rolled_back
+from plugins.storage.postgres.connecting import Connection, Pool, drop, gone, rolled_back
 from plugins.storage.postgres.faults import FAULTS, misled, repeatable, translated
 from plugins.storage.postgres.tx import PostgresTx
 
@@ -81,7 +81,7 @@ class Runner:
             except BaseException as fault:
                 await rolled_back(connection)
                 if misled(fault):
-                    connection.terminate()
+                    drop(connection)
                 self._look(connection, fault)
                 raise
             with anyio.CancelScope(shield=True):
@@ -99,7 +99,7 @@ class Runner:
 
     def _look(self, connection: Connection, fault: BaseException) -> None:
         """A connection that broke before anything was asked to be kept: another may do."""
-        if connection.is_closed() and isinstance(fault, FAULTS) and not isinstance(fault, TimeoutError):
+        if gone(connection) and isinstance(fault, FAULTS) and not isinstance(fault, TimeoutError):
             self.breaks += 1
             raise Lost from fault
 
@@ -108,10 +108,10 @@ class Runner:
         try:
             await connection.execute("COMMIT", timeout=self._deadline)
         except FAULTS as fault:
-            if not connection.is_closed() and not isinstance(fault, TimeoutError):
+            if not gone(connection) and not isinstance(fault, TimeoutError):
                 raise
             self.breaks += 1
-            connection.terminate()
+            drop(connection)
             told = "the database broke off at the commit: whether it was written is not known"
             raise StorageUnavailable(told) from fault
 
@@ -125,4 +125,4 @@ class Runner:
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0) as scope:
                 await self._pool.release(pooled)
             if scope.cancelled_caught:
-                connection.terminate()
+                drop(connection)
