@@ -74,10 +74,10 @@ _NAMES = {
     "signals": "BusState InProcessSignals Mailbox Signal SignalKind Signals",
     "storage": (
         "AgentEdit AgentFilter AgentView Agents BrokerEdit BrokerJoin BrokerRegistration Brokers Cancelled "
-        "Changed ClaimRequest Claims End IdempotencyKey IntentFilter Intents Keyset LaneView NewIntent Nodes "
-        "Page Progress ProjectEdit Projects PutBack Reaped Recorded Recording Registered Released Repeated "
-        "ReportOutcome SchemaState SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage Unfinished "
-        "User"
+        "Changed ClaimRequest Claims End Era Held IdempotencyKey IntentFilter Intents Keyset Known LaneView NewIntent "
+        "Nodes Page Progress ProjectEdit Projects PutBack Reaped Recorded Recording Recovered Registered Released "
+        "Repeated ReportOutcome SchemaState SealedSecret SessionClaim SessionClaimed Sessions Settled Sql Storage "
+        "Unfinished User"
     ),
     "tokens": "AGENT_AUDIENCE AGENT_ISSUER agent_key",
     "transition": "ACCEPTED REFUSED ROUTED Transition",

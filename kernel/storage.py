@@ -258,6 +258,52 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     stuck_messages: int
 
 
+# -- after the database was away ------------------------------------------------------------------------------
+
+
+class Era(msgspec.Struct, frozen=True, kw_only=True):
+    """For how long the database has kept every commit. A crash of it, or a failover, ends an era: it may have undone
+    the last commits that nobody waited for."""
+
+    id: str
+    since: int
+    """What has a smaller `seq` was recorded before: it may have been claimed once more than its row tells."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of one intent, in somebody's hands."""
+
+    intent_id: IntentId
+    op: Op
+    broker_id: BrokerId
+    attempt: int
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node knows of one of its sessions, whatever the rows tell."""
+
+    session: Session
+    in_hand: tuple[Held, ...] = ()
+    ended: tuple[Held, ...] = ()
+    """Whose ends it wrote in the last minutes."""
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the rows of a session told less, or more, than its node knows."""
+
+    stale: bool = False
+    """The broker's row carries another node, session or epoch: nothing was written."""
+    taken: tuple[Intent, ...] = ()
+    """Claims that were undone, of what is in hand or had ended: claimed again, with the attempt that they had."""
+    unended: tuple[IntentId, ...] = ()
+    """Ends that were undone: in progress again, to be ended again."""
+    gone: tuple[IntentId, ...] = ()
+    """Of what is known these have no row at all."""
+    strangers: tuple[Held, ...] = ()
+    """In this session's hands by the rows, and not known: a claim whose answer was lost, or an undone put-back."""
+    transitions: tuple[Transition, ...] = ()
+
+
 # -- sessions -----------------------------------------------------------------------------------------------
 
 
@@ -447,6 +493,10 @@ class Nodes(Protocol):
 
     async def list_nodes(self) -> list[Node]: ...
 
+    async def era(self) -> Era:
+        """The one of now; who finds that the database forgot it begins the next."""
+        ...
+
     async def reap(self, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
         """Mark silent nodes lost; clear affinity that names them or was not renewed, by epoch; put what those
         sessions had in hand back to `pending`. A judge whose own beat is older than `lost_after` judges nobody: its
@@ -483,6 +533,16 @@ class Intents(Protocol):
     async def claim(self, request: ClaimRequest) -> Claims:
         """Heads of lanes only: pending, due, before their deadline, nothing unfinished before them in the lane, the
         broker not paused; messages only while their agent runs. Stamps the claim and `attempts + 1`."""
+        ...
+
+    async def recover(self, known: Known) -> Recovered:
+        """Claim again what this session has in hand, or had until it ended, and of which the database lost the claim;
+        tell what else differs. It waits for claims of this session that are under way, and never takes what was
+        claimed since by anybody else."""
+        ...
+
+    async def in_hand(self, node_id: NodeId) -> list[Held]:
+        """What the rows tell to be in this node's hands."""
         ...
 
     async def poll(self, node_id: NodeId) -> list[BrokerId]:

@@ -517,3 +517,13 @@ counters = _table(
     only="sqlite",
 )
 """The row `seq` numbers intents of both tables. PostgreSQL has a sequence in its place."""
+
+eras = _table(
+    "eras",
+    _key("name", Text),
+    _must("id", Id),
+    _must("since", Count),
+    only="postgresql",
+)
+"""One row, named `intents`: from which `seq` on the server has kept every commit. Migrations make the table UNLOGGED: a
+crash or a failover, which may have undone the last commits, leaves it empty; an orderly stop leaves it as it is."""

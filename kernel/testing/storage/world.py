@@ -54,6 +54,7 @@ class World:
         world = cls(storage)
         now = SYSTEM.now()
         await storage.join_node(Node(id=world.node, started_at=now, beat_at=now, version="test"))
+        await storage.era()
         world.project = await world.new_project()
         world.broker = await world.new_broker()
         world.session = (await world.connect()).session

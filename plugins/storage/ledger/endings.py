@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kernel import STARTS, Failure, Intent, Op, OutcomeUnknown, Phase, State, Transition
+from plugins.storage.ledger.eras import unsure
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import HOMES, MESSAGES, Home, home_of
 from plugins.storage.ledger.query import NOW, Query, Tx, param
@@ -61,8 +62,9 @@ def finish_pending(
     node_id: str,
     detail: dict[str, Any] | None = None,
 ) -> tuple[Intent, Transition] | None:
-    """`pending` → `state` by compare-and-set. Only one that never was claimed may be told as "did not happen"."""
-    if intent.attempts > 0:
+    """`pending` → `state` by compare-and-set. Only one that surely never was claimed may be told as "did not
+    happen"."""
+    if intent.attempts > 0 or unsure(tx, intent.seq):
         failure = OutcomeUnknown().as_failure()
     ended = _ended(tx, intent, State.PENDING, state, failure)
     if ended is None:
@@ -106,7 +108,7 @@ def finish_with_held(
     moved = finish_pending(tx, intent, state, failure, reason, node_id, detail)
     if moved is None:
         return []
-    gone = intent.op is Op.CREATE and intent.attempts == 0
+    gone = intent.op is Op.CREATE and not _may_have_happened(moved[0].error)
     return [moved, *(drop_held(tx, moved[0], node_id) if gone else ())]
 
 
@@ -132,7 +134,11 @@ def _ended(tx: Tx, intent: Intent, came_from: State, state: State, failure: Fail
 
 
 def _creation_ended(tx: Tx, intent: Intent, failure: Failure) -> None:
-    if intent.attempts == 0:
-        tx.run(_REMOVE, which=intent.agent_id)
-    else:
+    if _may_have_happened(failure):
         tx.run(_MARK, which=intent.agent_id, said=failure.message)
+    else:
+        tx.run(_REMOVE, which=intent.agent_id)
+
+
+def _may_have_happened(failure: Failure | None) -> bool:
+    return failure is not None and failure.code == OutcomeUnknown.code

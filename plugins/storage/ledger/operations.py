@@ -22,11 +22,14 @@ from kernel import (
     ClaimRequest,
     Claims,
     End,
+    Era,
     Failure,
+    Held,
     IdempotencyKey,
     Intent,
     IntentFilter,
     IntentId,
+    Known,
     LaneView,
     Message,
     NewIntent,
@@ -40,6 +43,7 @@ from kernel import (
     Reaped,
     Recorded,
     Recording,
+    Recovered,
     Registered,
     Released,
     Repeated,
@@ -60,12 +64,14 @@ from plugins.storage.ledger import (
     brokers,
     claims,
     ends,
+    eras,
     inbox,
     keys,
     lookups,
     nodes,
     projects,
     pruning,
+    recovering,
     reports,
     sessions,
     sweeping,
@@ -104,6 +110,9 @@ class Operations(ABC):
     async def list_nodes(self) -> list[Node]:
         return await self._read(nodes.list_nodes)
 
+    async def era(self) -> Era:
+        return await self._write(eras.era)
+
     async def reap(self, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
         return await self._write(lambda tx: sessions.reap(tx, judge, lost_after, stale_after))
 
@@ -125,6 +134,12 @@ class Operations(ABC):
 
     async def claim(self, request: ClaimRequest) -> Claims:
         return await self._write(lambda tx: claims.claim(tx, request))
+
+    async def recover(self, known: Known) -> Recovered:
+        return await self._write(lambda tx: recovering.recover(tx, known))
+
+    async def in_hand(self, node_id: NodeId) -> list[Held]:
+        return await self._read(lambda tx: recovering.in_hand(tx, node_id))
 
     async def poll(self, node_id: NodeId) -> list[BrokerId]:
         return await self._read(lambda tx: claims.poll(tx, node_id))

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from kernel import BrokerOffline, BrokerTimeout, Changed, Failure, Intent, NodeId, State, Transition
 from plugins.storage.ledger.claims import brokers_waiting
 from plugins.storage.ledger.endings import finish_with_held, poison
+from plugins.storage.ledger.eras import Unsure
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
 from plugins.storage.ledger.lookups import find_intents
@@ -155,6 +156,7 @@ _UNHELD = Query(
         CONTROL.unfinished(),
         CONTROL.state == State.PENDING,
         CONTROL.c.attempts == 0,
+        sa.not_(Unsure(CONTROL.c.seq)),
         sa.not_(CONTROL.c.hold),
         sa.func.coalesce(held, sa.false()) == sa.false(),
         sa.or_(last_held.is_(None), last_held <= param("gone_since", Instant())),
