@@ -23,9 +23,10 @@ class Settings(msgspec.Struct, frozen=True):
     probe: float = 0.2
 
 
-def dial(dsn: str, node_id: str, listen_dsn: str | None = None) -> Connect:
+def dial(dsn: str, node_id: str, *, pooled: bool = False, listen_dsn: str | None = None) -> Connect:
     """As the storage dials for its bus."""
-    target = Target(dsn=dsn, listen_dsn=listen_dsn, deadline=2.0)
+    cache = 0 if pooled else 1_024
+    target = Target(dsn=dsn, listen_dsn=listen_dsn, statement_cache_size=cache, deadline=2.0)
 
     async def one(role: Role) -> Connection:
         return await connect(target, role, node_id, listen=role == "listen")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import anyio
 import asyncpg
 import pytest
@@ -14,6 +16,7 @@ from plugins.storage.postgres.bus import EVERY_NODE, channel_of
 from plugins.storage.postgres.connecting import Connection
 from plugins.storage.postgres.dialling import Connect, Role
 from tests.cluster.buses import Bus, dial, running, until, work
+from tests.harness.pooler import Pooler
 
 pytestmark = pytest.mark.anyio
 
@@ -226,33 +229,29 @@ async def test_look_that_was_asked_for_on_a_former_connection_does_not_count(
         await one.sees()
 
 
-class Forgetful(Connection):
-    """What a pooler in transaction mode does to LISTEN: it succeeds, and nothing ever arrives."""
+@pytest.fixture
+def pooled(postgres: Server, postgres_dsn: str) -> Iterator[str]:
+    """The DSN of a pooler in transaction mode before the same database."""
+    with Pooler(postgres.port) as pooler:
+        yield pooler.dsn(postgres_dsn.rpartition("/")[2])
 
-    async def add_listener(self, channel: str, callback: object) -> None:
-        await super().add_listener(channel, callback)  # type: ignore[arg-type]
-        await self.execute("UNLISTEN *")
 
-
-def pooled(dsn: str) -> Bus:
-    def dialler(node_id: str) -> Connect:
-        dialled = dial(dsn, node_id)
-
-        async def one(role: Role) -> Connection:
-            connection = await dialled(role)
-            if role == "listen":
-                connection.__class__ = Forgetful
-            return connection
-
-        return one
-
-    return Bus(dialler)
+async def test_signals_go_out_through_a_pooler_and_come_in_past_it(postgres_dsn: str, pooled: str) -> None:
+    one, two = (
+        Bus(lambda node_id: dial(pooled, node_id, pooled=True, listen_dsn=postgres_dsn), probe=0.2) for _ in range(2)
+    )
+    async with running(one, two):
+        for n in range(20):
+            one.signals.signal(two.node_id, work(str(n)))
+            await anyio.sleep(0.01)
+        await until(lambda: two.ids() == {str(n) for n in range(20)})
+        assert (one.signals.reconnects(), two.signals.reconnects()) == (0, 0)
 
 
 async def test_listener_behind_a_pooler_is_found_out_and_the_setting_is_named(
-    postgres_dsn: str, caplog: pytest.LogCaptureFixture
+    pooled: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = pooled(postgres_dsn)
+    one = Bus(lambda node_id: dial(pooled, node_id, pooled=True))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one.run)
         await until(lambda: one.signals.reconnects() >= 2)
