@@ -64,7 +64,8 @@ class Handover:
     async def run(self, limit: float) -> None:
         """Done when nothing is held here any more, at the latest about `limit` seconds from now."""
         self.begin()
-        until = self._clock.monotonic() + limit
+        began = self._clock.monotonic()
+        until = began + limit
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._pulse.drain)
             tasks.start_soon(self._dispatcher.hand_back)
@@ -72,10 +73,12 @@ class Handover:
         self._links.hang_up_all(wire.Close.DRAINING, "draining")
         with anyio.move_on_after(GOODBYE):
             await self._links.empty()
+        log.info("every broker has left after %.2f s", self._clock.monotonic() - began)
         if not self._alone:
             with anyio.move_on_after(until - self._clock.monotonic()):
                 await self._waiters.nobody()
         self._waiters.send_away()
+        log.info("nobody waits here any more after %.2f s", self._clock.monotonic() - began)
 
     async def _let_go(self, until: float) -> None:
         """Each link is told once what it has to do; then wait until it is gone, or quiet for good."""
