@@ -17,6 +17,7 @@ from bench.rig.children import PATIENCE, Child, child
 PLUGINS = (
     "routes.local",
     "routes.forward",
+    "routes.direct",
     "routes.hold",
     "routes.refuse",
     "environment.static",

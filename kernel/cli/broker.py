@@ -234,6 +234,8 @@ async def show_broker(hub: Hub, broker: str, as_json: bool) -> None:
 def _status(row: dict[str, Any]) -> str:
     status = str(row.get("status"))
     more = [word for word in ("paused", "conflict") if row.get(word)]
+    if status == "offline" and row.get("endpoint"):
+        more.append("has an endpoint")
     return f"{status} ({', '.join(more)})" if more else status
 
 

@@ -21,11 +21,11 @@ BREACHES = {
     "Rooms of plugins do not know each other": ("plugins/metrics/log.py", "import plugins.auth.dev"),
     "The broker knows the wire": ("broker/__init__.py", "from kernel import Intent"),
     "falcon lives in the edge": ("kernel/hub.py", "import falcon"),
-    "uvicorn lives where the hub serves": ("kernel/lanes.py", "import uvicorn"),
+    "uvicorn lives where a hub or a broker serves": ("kernel/lanes.py", "import uvicorn"),
     "SQL lives in the storage room": ("kernel/sweeps.py", "import sqlite3"),
     "pluggy lives in the plugins' door": ("plugins/routes/hold.py", "import pluggy"),
     "YAML lives in the configuration": ("kernel/hub.py", "import yaml"),
-    "click, rich and the HTTP client": ("kernel/hub.py", "import rich"),
+    "click and rich live in the command line": ("kernel/hub.py", "import rich"),
     "Keys and tokens live in three files": ("kernel/session.py", "import cryptography"),
     "Prometheus lives in its exporter": ("kernel/observe.py", "import prometheus_client"),
 }
