@@ -23,7 +23,7 @@ from kernel.api.edge import Edge
 from kernel.arrivals import Arrivals
 from kernel.attempt import Attempts
 from kernel.broker import Broker
-from kernel.clock import SYSTEM, Clock
+from kernel.clock import Clock
 from kernel.config import Settings
 from kernel.directs import Directs
 from kernel.dispatch import Dispatcher
@@ -124,7 +124,7 @@ async def run(
     loaded = load(settings, safe_mode=safe_mode)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(_tasks())
-        hub = Hub(settings, loaded, SYSTEM, tasks)
+        hub = Hub(settings, loaded, Clock(), tasks)
         hub.storage = await stack.enter_async_context(_storage(hub))
         hub.keyring = Keyring(session_secret(alone=not hub.storage.can_signal))
         hub.signals = hub.storage.open_signals(hub.node_id, hub.clock, settings.bus)

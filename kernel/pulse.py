@@ -68,8 +68,12 @@ class Pulse:
         """For a while nothing happened by which the rows could tell less than is true: what looks untaken is so."""
         if self._breaks() != self._breaks_seen:
             self._breaks_seen = self._breaks()
-            self._gap_ended_at = self._clock.monotonic()
+            self.shake()
         return self.steady and self._clock.monotonic() - self._gap_ended_at >= self._grace
+
+    def shake(self) -> None:
+        """Something of that kind happened."""
+        self._gap_ended_at = self._clock.monotonic()
 
     @property
     def may_judge(self) -> bool:
@@ -93,9 +97,9 @@ class Pulse:
     async def run(self, forgotten: Callable[[], Awaitable[None]]) -> None:
         """Beat until stopped. `forgotten` is awaited when the row is gone: others judged this node lost."""
         with self._beating:
-            while True:
-                await anyio.sleep(self._every)
+            while True:  # the first beat comes at once: it tells the database's time
                 await self._try_beat(forgotten)
+                await anyio.sleep(self._every)
 
     async def _try_beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -105,12 +109,20 @@ class Pulse:
             log.warning("beat not written: the database does not answer")
 
     async def _beat(self, forgotten: Callable[[], Awaitable[None]]) -> None:
-        row = await self._storage.beat(self.node_id, self.draining)
+        row = await self._beat_once()
         self._note_beat()
         if row is None:
             await self._rejoin(forgotten)
         elif row.draining and not self.draining:
             self._told_to_drain.set()
+
+    async def _beat_once(self) -> Node | None:
+        """Each beat tells the database's time, too."""
+        asked = self._clock.monotonic()
+        row = await self._storage.beat(self.node_id, self.draining)
+        if row:
+            self._clock.follow(row.beat_at, asked)
+        return row
 
     def _note_beat(self) -> None:
         """Others may have fared worse by what made this one late: near a gap is a gap."""

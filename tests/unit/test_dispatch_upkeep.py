@@ -7,7 +7,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from kernel.clock import SYSTEM, Instant
+from kernel.clock import SYSTEM, Clock, Instant
 from kernel.config import Settings
 from kernel.errors import StorageUnavailable
 from kernel.intent import Intent, IntentId, Lane, Op, State
@@ -84,7 +84,7 @@ def _expired(n: int) -> Intent:
 
 async def test_a_node_that_cannot_join_again_tries_at_its_next_beat() -> None:
     storage: Any = Forgets()
-    pulse = Pulse(storage, NODE, SYSTEM, every=0.01, lost_after=60, grace=0)
+    pulse = Pulse(storage, NODE, Clock(), every=0.01, lost_after=60, grace=0)
     await pulse.start()
     storage.known = False
     forgotten = 0
@@ -112,6 +112,8 @@ class Hand:
 
     def monotonic(self) -> float:
         return self.at
+
+    def follow(self, *_: object) -> None: ...
 
 
 def beating(hand: Hand, breaks: list[int]) -> Pulse:
