@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from kernel import Broker, BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param
+from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param, within
 from plugins.storage.ledger.rows import BROKER
 from plugins.storage.schema import Flag, agents, messages, runtime_brokers
 
@@ -56,7 +56,10 @@ def _agents_hinted(home: Home) -> Any:
 
 
 def heads(home: Home, take: Any, *, hinted: bool) -> Any:
-    """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node."""
+    """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node.
+
+    Nothing is joined that a planner could begin with at its wrong end: each agent's head is looked up, then its row.
+    """
     waiting = _agents_hinted(home) if hinted else _agents_waiting(home)
     lane, other = home.table.alias("lane"), home.table.alias("other")
     agent = home.agent.name
@@ -78,26 +81,19 @@ def heads(home: Home, take: Any, *, hinted: bool) -> Any:
         .correlate(home.table)
         .exists()
     )
-    found = sa.select(home.c.id).select_from(waiting).join(home.table, home.c.id == head)
+    terms = [
+        home.state == State.PENDING,
+        sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
+        home.c.deadline_at > NOW,
+        among(home.op, "ops", sa.Text),
+        sa.not_(in_hand),
+    ]
     if home is MESSAGES:
-        runs = sa.and_(
-            agents.c.id == messages.c.recipient_agent_id,
-            agents.c.phase == Phase.RUNNING,
-            agents.c.deleted_at.is_(None),
-        )
-        found = found.join(agents, runs)
-    due = sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW)
-    return (
-        found.where(
-            home.state == State.PENDING,
-            due,
-            home.c.deadline_at > NOW,
-            among(home.op, "ops", sa.Text),
-            sa.not_(in_hand),
-        )
-        .order_by(home.c.seq)
-        .limit(take)
-    )
+        live = sa.case((agents.c.deleted_at.is_(None), agents.c.phase))
+        phase = sa.select(live).where(agents.c.id == messages.c.recipient_agent_id)
+        terms.append(phase.correlate(messages).scalar_subquery() == Phase.RUNNING)
+    found = sa.select(home.c.id).where(within(home.c.id, sa.select(head).select_from(waiting)), *terms)
+    return found.order_by(home.c.seq + 0).limit(take)  # else the index of all intents by `seq` would be walked
 
 
 def claiming(home: Home, take: Any, carries: Any, *, hinted: bool) -> Any:
@@ -113,7 +109,7 @@ def claiming(home: Home, take: Any, carries: Any, *, hinted: bool) -> Any:
         accepted_at=None,
         progress_at=None,
         next_attempt_at=None,
-    ).where(home.c.id.in_(heads(home, take, hinted=hinted)), home.state == State.PENDING, carries)
+    ).where(within(home.c.id, heads(home, take, hinted=hinted)), home.state == State.PENDING, carries)
 
 
 # Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from plugins.storage.ledger.brokers import NONCE_LIFE
 from plugins.storage.ledger.homes import HOMES, Home
 from plugins.storage.ledger.keys import LIFE
-from plugins.storage.ledger.query import Query, Tx, among, first, param
+from plugins.storage.ledger.query import Oldest, Query, Tx, among, first, param
 from plugins.storage.schema import agents, broker_join_tokens, hub_nodes, idempotency_keys, nonces, transitions
 
 TOKEN_LIFE = 24 * 3600 * 1_000_000
@@ -35,9 +35,7 @@ _DELETE_STEPS = Query[Any](sa.delete(transitions).where(among(transitions.c.inte
 
 
 def _delete(table: sa.Table, stamp: sa.Column[Any]) -> Query[Any]:
-    key = sa.tuple_(*table.primary_key.columns)
-    old = sa.select(*table.primary_key.columns).where(stamp.is_not(None), stamp < param("cutoff")).limit(param("take"))
-    return Query(sa.delete(table).where(key.in_(old)))
+    return Query(sa.delete(table).where(Oldest(table, sa.and_(stamp.is_not(None), stamp < param("cutoff")))))
 
 
 _NONCES = _delete(nonces, nonces.c.seen_at)

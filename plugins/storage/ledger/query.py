@@ -218,6 +218,59 @@ def among(column: Any, name: str, item: Any = Id) -> Any:
     return Among(column, name, item())
 
 
+class Within(ColumnElement[bool]):
+    """Whether a column's value is found by a query that stands for itself: it is answered first, and then the column's
+    index is used. PostgreSQL would else join the two, from whichever side it takes for the shorter."""
+
+    inherit_cache = False
+    type = sa.Boolean()
+    _is_implicitly_boolean = True
+
+    def __init__(self, column: Any, query: Any) -> None:
+        self.column = column
+        self.query = query.scalar_subquery()
+
+
+@compiles(Within)
+def _in(element: Within, compiler: Any, **kw: Any) -> str:
+    return f"{compiler.process(element.column, **kw)} IN {compiler.process(element.query, **kw)}"
+
+
+@compiles(Within, "postgresql")
+def _any_in(element: Within, compiler: Any, **kw: Any) -> str:
+    return f"{compiler.process(element.column, **kw)} = ANY(ARRAY{compiler.process(element.query, **kw)})"
+
+
+def within(column: Any, query: Any) -> Any:
+    return Within(column, query)
+
+
+class Oldest(ColumnElement[bool]):
+    """Whether a row is one of `take` that fulfil a condition: found by key, or by where the server keeps it."""
+
+    inherit_cache = False
+    type = sa.Boolean()
+    _is_implicitly_boolean = True
+
+    def __init__(self, table: sa.Table, condition: Any) -> None:
+        key = table.primary_key.columns
+        self.key = sa.tuple_(*key)
+        self.keys = sa.select(*key).where(condition).limit(param("take")).scalar_subquery()
+        places: Any = sa.select(sa.literal_column(f"{table.name}.ctid")).select_from(table)
+        self.place: Any = sa.literal_column(f"{table.name}.ctid")
+        self.places = places.where(condition).limit(param("take")).scalar_subquery()
+
+
+@compiles(Oldest)
+def _keys_in(element: Oldest, compiler: Any, **kw: Any) -> str:
+    return f"{compiler.process(element.key, **kw)} IN {compiler.process(element.keys, **kw)}"
+
+
+@compiles(Oldest, "postgresql")
+def _places_in(element: Oldest, compiler: Any, **kw: Any) -> str:
+    return f"{compiler.process(element.place, **kw)} = ANY(ARRAY{compiler.process(element.places, **kw)})"
+
+
 class Greatest(ColumnElement[int]):
     """The larger of two."""
 

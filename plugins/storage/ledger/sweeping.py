@@ -70,7 +70,7 @@ def give_back(tx: Tx, taken: Iterable[Intent]) -> None:
 
 def _in_hand(home: Home) -> Query[Intent]:
     return Query(
-        home.select().where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS).order_by(home.c.seq),
+        home.select().where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS).order_by(home.c.seq + 0),
         home.shape.read,
     )
 

@@ -29,7 +29,7 @@ from plugins.storage.ledger.agents import CHANGE, changed, told_of
 from plugins.storage.ledger.ends import pending
 from plugins.storage.ledger.history import LEFT_TO_REPORT, ended_early
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW
+from plugins.storage.ledger.query import NOW, within
 from plugins.storage.ledger.rows import AGENT
 from plugins.storage.postgres.claiming import last_step
 from plugins.storage.postgres.connecting import Connection
@@ -102,6 +102,7 @@ def _ending(home: Home) -> Any:
         )
         .where(
             c.id == given.c.id,
+            within(c.id, sa.select(given.c.id)),
             home.state == IN_PROGRESS,
             c.claimed_epoch == given.c.epoch,
             c.attempts == given.c.attempt,
