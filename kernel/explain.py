@@ -107,6 +107,11 @@ class Situation:
         return f"was last heard of at {self.when(owner.beat_at)}" if owner else "is gone"
 
 
+def _tried(broker: Broker) -> str:
+    """Hubs look for work of such a broker, and ask its endpoint for it, with pauses of at most half a minute."""
+    return ", or when its HTTP endpoint answers, which hubs try again and again" if broker.endpoint else ""
+
+
 class Pending(Situation):
     """In nobody's hands."""
 
@@ -121,7 +126,8 @@ class Pending(Situation):
         if broker.paused:
             sentence = f"Broker {broker.name} is paused: it goes out once it is resumed."
             return Explanation(code="paused", sentence=sentence)
-        if not broker.online:
+        called = broker.connection_kind == "direct" and self.view.owner_alive
+        if not broker.online and not called:
             return self._no_socket(broker)
         return self.behind() or self._agent_rests() or self._too_early() or self._to_be_claimed(broker)
 
@@ -129,7 +135,9 @@ class Pending(Situation):
 
     def _no_socket(self, broker: Broker) -> Explanation:
         if not broker.connection_epoch:
-            sentence = f"Broker {broker.name} has never connected: it goes out when the broker is there."
+            sentence = (
+                f"Broker {broker.name} has never connected: it goes out when the broker is there{_tried(broker)}."
+            )
             return Explanation(code="waiting_broker", sentence=sentence)
         if broker.connected_hub_id:
             return self._silent_owner(broker.connected_hub_id)
@@ -165,8 +173,8 @@ class Pending(Situation):
             return Explanation(
                 code="waiting_broker", sentence=f"Broker {broker.name} is not connected{since}{how}, and {until}."
             )
-        tried = ", or when its HTTP endpoint answers" if broker.endpoint else ""
-        sentence = f"Broker {broker.name} is not connected{since}{how}: it goes out when the broker is there{tried}."
+        then = f"it goes out when the broker is there{_tried(broker)}"
+        sentence = f"Broker {broker.name} is not connected{since}{how}: {then}."
         return Explanation(code="waiting_broker", sentence=sentence)
 
     def _then_expires(self) -> str:

@@ -153,6 +153,14 @@ def test_a_hub_that_is_silent_while_it_holds_the_broker_is_told_with_its_end() -
 def test_an_endpoint_is_told_as_a_way() -> None:
     away = broker(online=False, disconnected_at=ago(90), endpoint="http://there", missing_for=90.0)
     assert "or when its HTTP endpoint answers" in told(intent(hold=True), away).sentence
+    never = broker(online=False, connection_epoch=0, connected_at=None, endpoint="http://there")
+    assert "or when its HTTP endpoint answers" in told(intent(hold=True), never).sentence
+
+
+def test_a_broker_that_a_hub_calls_is_held() -> None:
+    called = broker(online=False, connection_kind="direct", connected_hub_id="node-1", endpoint="http://there")
+    assert told(intent(), called).code == "waiting_owner"
+    assert told(intent(), called, owner_alive=False).code == "waiting_broker"
 
 
 def test_a_broker_that_never_came_is_told_as_such() -> None:
