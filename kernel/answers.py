@@ -140,7 +140,7 @@ class Answers:
     async def _not_yet(self, intent: Intent) -> Answer:
         """The wait is over: 202, once it is durable."""
         await self._write_down(intent)
-        found = await self.found(intent.id)
+        found = await self._row(intent)
         if found.state.ended:
             return await self._told(found, None)
         return Answer(intent=found, agent=None, ended=False)
@@ -171,7 +171,14 @@ class Answers:
             self._observer.tell(changed.transitions)
             if changed.intents:
                 return changed.intents[0]
-        return await self.found(intent.id)
+        return await self._row(intent)
+
+    async def _row(self, intent: Intent) -> Intent:
+        """Raises: OutcomeUnknown: it was there, and the database lost it in a failover."""
+        found = await self._storage.find_intents([intent.id])
+        if not found:
+            raise OutcomeUnknown("the database lost it with its last commits: look at the agent before repeating it")
+        return found[0]
 
     async def _end_unsent(self, intent: Intent) -> None:
         """What still waits in this node's lanes ends at once, and its end tells that it was not sent."""

@@ -226,7 +226,7 @@ def _refused(work: Work, code: str, fault: PointsmanError) -> Outcome:
     """Nothing was sent by this attempt: it failed here. What an earlier one did, nobody knows."""
     status = 502 if isinstance(fault, (Misbehaved, Misconfigured)) else fault.status
     error = Failure(code=code, message=fault.message, status=status, details=fault.details)
-    if work.intent.attempts > 1:
+    if work.retried:
         message = f"{fault.message}; but an earlier attempt may have been carried out"
         error = Failure(code="outcome_unknown", message=message, status=504, details=fault.details)
     return Outcome(kind="end", reason=code, state=State.FAILED, error=error)
@@ -234,7 +234,7 @@ def _refused(work: Work, code: str, fault: PointsmanError) -> Outcome:
 
 def _ended_unsent(work: Work, state: State, code: str, message: str, status: int) -> Outcome:
     """Only a first attempt may be told as "did not happen": an earlier one may have been carried out."""
-    if work.intent.attempts > 1:
+    if work.retried:
         code, status = "outcome_unknown", 504
         message = f"{message}, but an earlier attempt may have been carried out"
     error = Failure(code=code, message=message, status=status)

@@ -16,6 +16,7 @@ from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
 from kernel.observe import Observer
+from kernel.recovery import Recovery
 from kernel.storage import ClaimRequest, Claims, Intents, Progress
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Drain:
         storage: Intents,
         links: Links,
         lanes: Lanes,
+        recovery: Recovery,
         observer: Observer,
         clock: Clock,
         tasks: anyio.abc.TaskGroup,
@@ -45,6 +47,7 @@ class Drain:
         self._storage = storage
         self._links = links
         self._lanes = lanes
+        self._recovery = recovery
         self._observer = observer
         self._clock = clock
         self._tasks = tasks
@@ -93,9 +96,12 @@ class Drain:
 
     async def _try_claim(self, link: Link, hints: set[IntentId] | None) -> None:
         try:
+            if link.doubted:
+                await self._recovery.agree(link)
             await self._claim_all(link, hints)
         except StorageUnavailable:
             log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
+            link.doubted = True  # what it was asked for it may have done
             await anyio.sleep(self._clock.jitter(0.5))
             link.wake()
 
@@ -124,8 +130,11 @@ class Drain:
 
     def _take(self, link: Link, claims: Claims) -> None:
         for intent in claims.intents:
+            if self._recovery.lost(link, intent):
+                link.doubt()
+                continue
             until = self._clock.monotonic() + intent.remaining(claims.now)
-            self._lanes.enter(Work(intent=intent, link=link, until=until))
+            self._lanes.enter(Work(intent=intent, link=link, until=until, unsure=self._recovery.unsure(intent)))
 
     # -- what the rows of slow work tell -----------------------------------------------------------------------------
 

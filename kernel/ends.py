@@ -18,6 +18,7 @@ from kernel.lanes import Work
 from kernel.link import Link
 from kernel.node import NodeId
 from kernel.observe import Observer
+from kernel.remembered import Ending, Remembered, as_recorded
 from kernel.signals import Signal, SignalKind, Signals
 from kernel.storage import End, PutBack, Recording, Settled, Storage
 from kernel.tunnel import Outcome
@@ -56,6 +57,7 @@ class Ends:
         self._node_id = node_id
         self._tasks = tasks
         self._lazy = lazy
+        self.remembered = Remembered(clock)
         self.late = 0
         """Results that were dropped because somebody else owned the intent by then."""
 
@@ -68,7 +70,8 @@ class Ends:
             with anyio.move_on_after(math.inf if told else PATIENCE - waited) as patience:
                 try:
                     settled = await self._write(work, outcome)
-                    break
+                    if settled is None or not self._undone(work, settled):
+                        break
                 except StorageUnavailable:
                     pass
                 except PointsmanError as fault:
@@ -84,7 +87,55 @@ class Ends:
                 return
         self._observer.stage("end", self._clock.monotonic() - started)
         if settled:
+            if settled.accepted and outcome.kind == "end":
+                self._remember(work, outcome)
             self._tell(work, outcome, settled)
+
+    # -- when the database loses commits ----------------------------------------------------------------------------
+
+    def _undone(self, work: Work, settled: Settled) -> bool:
+        """The claim was undone: it is made good where claims are made, and then this is written again."""
+        row = settled.intent
+        if settled.accepted or not work.link.open:
+            return False
+        if row is None:
+            return self.lose_row(work)
+        if row.state.ended or row.attempts >= work.attempt:
+            return False
+        work.link.doubt()
+        return True
+
+    def lose_row(self, work: Work) -> bool:
+        """Its row is gone: from now on it is like LOCAL work, whose end brings its row along. False of a message,
+        which nothing brings back."""
+        work.plan = work.plan or as_recorded(work.intent)
+        work.recorded = work.plan is None
+        return not work.recorded
+
+    def _remember(self, work: Work, outcome: Outcome) -> None:
+        response = work.exchange.response if work.exchange else None
+        size = len(response.body) if response else 0
+        self.remembered.keep(_end(work, outcome, lazily=False), work.intent, work.plan, size)
+
+    async def again(self, ending: Ending, *, gone: bool) -> None:
+        """Write an end that was undone once more, with its row if that is gone. Raises: StorageUnavailable."""
+        plan = ending.recording()
+        try:
+            if not gone:
+                settled = await self._storage.end(ending.end)
+            elif plan:
+                settled = await self._storage.insert_ended(plan, ending.end)
+            else:
+                return
+        except StorageUnavailable:
+            raise
+        except PointsmanError as fault:
+            log.error("the end of dispatch %s cannot be stored again: %s", ending.end.intent_id, fault.message)
+            return
+        self._observer.tell(settled.transitions)
+        if settled.accepted and settled.intent:
+            self._waiters.ended(settled.intent, settled.agent)
+            self._tell_entry(settled.intent)
 
     def _unstorable(self, work: Work, outcome: Outcome, fault: PointsmanError) -> Outcome:
         """The database refuses this very end: what is stored instead holds nothing that the broker said."""

@@ -42,6 +42,7 @@ from kernel.plan import Planner
 from kernel.pulse import Pulse
 from kernel.readiness import Readiness
 from kernel.ready import Ready, ready_file
+from kernel.recovery import Recovery
 from kernel.reports import Reports
 from kernel.routing import Routing
 from kernel.server import LAST_REQUESTS, Server, listening_socket, server_config, url_of
@@ -170,7 +171,7 @@ async def _pulse(hub: Hub) -> AsyncIterator[None]:
         every=every.beat,
         lost_after=every.lost_after,
         grace=every.grace,
-        breaks=lambda: hub.storage.breaks + hub.signals.reconnects(),
+        breaks=partial(_breaks, hub),
     )
     await hub.pulse.start()
     try:
@@ -188,6 +189,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
     dispatcher: Dispatcher
     drain: Drain
+    recovery: Recovery
     reports: Reports
     waiters: Waiters
     wakeups: Wakeups
@@ -203,7 +205,8 @@ def _build(hub: Hub) -> Parts:
     hub.ends = _ends(hub, waiters)
     hub.dispatcher = dispatcher = _dispatcher(hub, waiters)
     hub.sweeps = _sweeps(hub, waiters)
-    drain = _drain(hub)
+    recovery = _recovery(hub)
+    drain = _drain(hub, recovery)
     reports = Reports(storage=storage, dispatcher=dispatcher, waiters=waiters, clock=clock, tasks=hub.tasks)
     hub.links.listener = Arrivals(
         dispatcher=dispatcher,
@@ -217,6 +220,7 @@ def _build(hub: Hub) -> Parts:
     return Parts(
         dispatcher=dispatcher,
         drain=drain,
+        recovery=recovery,
         reports=reports,
         waiters=waiters,
         wakeups=_wakeups(hub, drain, waiters),
@@ -302,11 +306,32 @@ def _dispatcher(hub: Hub, waiters: Waiters) -> Dispatcher:
     )
 
 
-def _drain(hub: Hub) -> Drain:
+def _breaks(hub: Hub) -> int:
+    """Connections to the database that broke."""
+    return hub.storage.breaks + hub.signals.reconnects()
+
+
+def _recovery(hub: Hub) -> Recovery:
+    return Recovery(
+        storage=hub.storage,
+        links=hub.links,
+        lanes=hub.dispatcher.lanes,
+        ends=hub.ends,
+        pulse=hub.pulse,
+        observer=hub.observer,
+        clock=hub.clock,
+        every=hub.settings.node.beat,
+        strangers_every=hub.settings.sweep.stuck,
+        breaks=partial(_breaks, hub),
+    )
+
+
+def _drain(hub: Hub, recovery: Recovery) -> Drain:
     return Drain(
         storage=hub.storage,
         links=hub.links,
         lanes=hub.dispatcher.lanes,
+        recovery=recovery,
         observer=hub.observer,
         clock=hub.clock,
         tasks=hub.tasks,
@@ -453,6 +478,7 @@ async def _live(
             hub.directs.run,
             hub.sweeps.run,
             parts.drain.note,
+            parts.recovery.run,
             parts.wakeups.listen,
             parts.wakeups.poll,
         ):

@@ -29,7 +29,9 @@ class Work:
         plan: NewIntent | None = None,
         view: AgentView | None = None,
         values: dict[str, str] | None = None,
+        unsure: bool = False,
     ) -> None:
+        """`unsure`: a crash of the database may have undone an earlier claim of it."""
         self.intent = intent
         self.link = link
         self.until = until
@@ -41,6 +43,7 @@ class Work:
         """Held while LOCAL work gets its row, so that its end finds it either there or not."""
         self.view = view
         self.values = values
+        self._unsure = unsure
         self.cancelled = False
         self.out = False
         """Its waits are over: it is on its way to the broker, or was there."""
@@ -122,6 +125,11 @@ class Work:
     @property
     def attempt(self) -> int:
         return self.intent.attempts
+
+    @property
+    def retried(self) -> bool:
+        """An earlier attempt may have been carried out."""
+        return self.attempt > 1 or self._unsure
 
     @property
     def sent(self) -> bool:

@@ -169,6 +169,8 @@ class Link:
         self.late_answers = 0
         self.on_work: Callable[[Link], None] = lambda _: None
         """Called when something may be claimed for this broker."""
+        self.doubted = False
+        """The rows may tell less of this session, or more, than is true: they are looked at before the next claim."""
         self.in_hand = 0
         """How many works wait for a place in the window, hold one, or write their end: the first of each lane."""
 
@@ -191,6 +193,11 @@ class Link:
 
     def wake(self) -> None:
         self.on_work(self)
+
+    def doubt(self) -> None:
+        """A commit was undone, or an answer lost: have the rows of this session looked at."""
+        self.doubted = True
+        self.wake()
 
     # -- requests ----------------------------------------------------------------------------------------------
 

@@ -126,6 +126,7 @@ async def test_a_link_that_is_gone_leaves_no_task_behind() -> None:
                 storage=NothingWaits(),  # type: ignore[arg-type]
                 links=links,
                 lanes=Bench(tasks).lanes,
+                recovery=None,  # type: ignore[arg-type]
                 observer=Observer(Silent(), Silent()),
                 clock=SYSTEM,
                 tasks=tasks,
