@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
@@ -14,8 +15,10 @@ import httpx2
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
+from kernel import wire
 from tests.broker.agents import DEAF, ECHO
 from tests.harness.directbroker import DirectScene, direct_scene
+from tests.harness.endpoint import served
 from tests.harness.history import History
 from tests.harness.hubclient import HubClient
 from tests.harness.hubprocess import HubProcess
@@ -330,6 +333,31 @@ async def test_a_socket_replaces_the_link_and_what_was_under_way_goes_on(
             again = await api.dispatch((await api.do("stop", agent_id, prefer="wait=30")).expect(200).dispatch)
             assert again["state"] == "done"
             assert (await direct.row())["status"] == "offline"
+
+
+# -- brokers of another make -------------------------------------------------------------------------------------------
+
+
+async def test_a_stock_broker_is_called_with_what_it_knows(api: HubClient) -> None:
+    """No capabilities: a restart goes as stop, then start, and each request is signed."""
+    identity = await api.register_broker()
+    with served(identity["broker_id"], base64.b64decode(identity["secret"])) as endpoint:
+        endpoint.told("/api/v1/info", 200, {"brokerId": identity["broker_id"], "capabilities": {"pty": True}})
+        endpoint.told("/api/v1/agents", 201, {"agent": {"phase": "running"}, "created": True})
+        endpoint.told("/api/v1/agents/plain/stop", 202, {"status": "accepted"})
+        endpoint.told("/api/v1/agents/plain/start", 202, {"agent": {"phase": "running"}})
+        endpoint.told("/api/v1/agents/plain", 204)
+        await api.ask("PATCH", f"/runtime-brokers/{identity['broker_id']}", {"endpoint": endpoint.url})
+        agent = await api.create_agent(await api.create_project(), identity["broker_id"], "plain")
+        assert (await api.do("restart", agent["id"])).expect(200).json["phase"] == "running"
+        (await api.delete(agent["id"])).expect(204)
+        asked = [line.partition("?")[0] for line, headers, _ in endpoint.seen if wire.DISPATCH_ID in headers]
+        assert asked == [
+            "POST /api/v1/agents",
+            "POST /api/v1/agents/plain/stop",
+            "POST /api/v1/agents/plain/start",
+            "DELETE /api/v1/agents/plain",
+        ]
 
 
 # -- the endpoint itself -----------------------------------------------------------------------------------------------
