@@ -254,8 +254,8 @@ class Oldest(ColumnElement[bool]):
 
     def __init__(self, table: sa.Table, condition: Any) -> None:
         key = table.primary_key.columns
-        self.key = sa.tuple_(*key)
-        self.keys = sa.select(*key).where(condition).limit(param("take")).scalar_subquery()
+        self.names: Any = sa.tuple_(*key)
+        self.keys: Any = sa.select(*key).where(condition).limit(param("take")).scalar_subquery()
         places: Any = sa.select(sa.literal_column(f"{table.name}.ctid")).select_from(table)
         self.place: Any = sa.literal_column(f"{table.name}.ctid")
         self.places = places.where(condition).limit(param("take")).scalar_subquery()
@@ -263,7 +263,7 @@ class Oldest(ColumnElement[bool]):
 
 @compiles(Oldest)
 def _keys_in(element: Oldest, compiler: Any, **kw: Any) -> str:
-    return f"{compiler.process(element.key, **kw)} IN {compiler.process(element.keys, **kw)}"
+    return f"{compiler.process(element.names, **kw)} IN {compiler.process(element.keys, **kw)}"
 
 
 @compiles(Oldest, "postgresql")
