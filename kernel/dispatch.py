@@ -36,6 +36,8 @@ from kernel.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
+MOST_HINTS = 100
+"""Ids in one signal: of more than a broker takes at once it is enough to know that they are there."""
 TELL_EVERY = 10.0
 """Seconds between two signals that the same dispatch moves on."""
 
@@ -217,7 +219,8 @@ class Dispatcher:
         for one in planned:
             woken[one.owner, one.intent.broker_id].append(one.intent.id)
         for (owner, broker_id), ids in woken.items():
-            self._signals.signal(owner, Signal(kind=SignalKind.WORK, broker_id=broker_id, ids=tuple(ids)))
+            hints = tuple(ids) if len(ids) <= MOST_HINTS else ()
+            self._signals.signal(owner, Signal(kind=SignalKind.WORK, broker_id=broker_id, ids=hints))
         self._observer.stage("signal", self._clock.monotonic() - started)
 
     def wake(self, broker_id: str) -> None:

@@ -234,7 +234,7 @@ class Pending(Situation):
         if not intent.attempts or not history:
             return ""
         last = history[-1]
-        lost = {"link_lost": "its broker's socket was lost", "owner_lost": f"hub {last.node_id} found its owner gone"}
+        lost = {"link_lost": "its broker's socket was lost", "owner_lost": "its hub was lost"}
         why = lost.get(last.reason, last.reason.replace("_", " "))
         return f"It is driven again after the {ordinal(intent.attempts)} attempt ({why}). "
 

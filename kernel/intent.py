@@ -26,6 +26,16 @@ class Op(StrEnum):
     CHECK_PROMPT = "check_prompt"
     MESSAGE = "message"
 
+    @classmethod
+    def named(cls, text: str) -> Op:
+        """The operation of a row. One that only newer hubs know is read too, so that what it waits for can be shown
+        and its row be moved; it is in no set of operations, so that nobody here claims it."""
+        if text in cls._value2member_map_:
+            return cls(text)
+        unknown = str.__new__(cls, text)
+        unknown._name_, unknown._value_ = text.upper(), text
+        return unknown
+
 
 class Lane(StrEnum):
     """The two queues of one agent. Inside a lane strictly one after the other."""

@@ -71,6 +71,8 @@ class HubProcess:
         self.name = name
         self.clock_off_by = 0
         """Seconds, from its next start on."""
+        self.does_not_know = ""
+        """An operation that came with a later version than it runs, from its next start on."""
         self.child: Child | None = None
         self.ready: dict[str, Any] = {}
         directory.mkdir(parents=True, exist_ok=True)
@@ -105,8 +107,11 @@ class HubProcess:
         (self.directory / "hub.yaml").write_text(self.config)
         chosen = [part for name, value in self.settings.items() for part in ("--set", f"{name}={value}")]
         file = ["--config", "hub.yaml", "--ready-file", "ready.json"]
-        skewed = [sys.executable, "-m", "tests.harness.skewed", str(self.clock_off_by)]
-        program = skewed if self.clock_off_by else [str(POINTSMAN)]
+        program = [str(POINTSMAN)]
+        if self.clock_off_by:
+            program = [sys.executable, "-m", "tests.harness.skewed", str(self.clock_off_by)]
+        if self.does_not_know:
+            program = [sys.executable, "-m", "tests.harness.older", self.does_not_know]
         return [*program, "serve", *file, "--host", "127.0.0.1", "--port", str(port), *chosen]
 
     async def start(self, *, port: int = 0, patience: float = 60.0) -> None:

@@ -228,7 +228,7 @@ def test_a_claim_is_due_from_the_time_on_when_the_broker_came() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "words"),
-    [("link_lost", "its broker's socket was lost"), ("owner_lost", "hub node-2 found its owner gone")],
+    [("link_lost", "its broker's socket was lost"), ("owner_lost", "its hub was lost")],
 )
 def test_what_lost_its_owner_says_that_it_is_driven_again(reason: str, words: str) -> None:
     found = told(intent(attempts=1), broker(connected_hub_id="node-1"), history=(step(reason),))

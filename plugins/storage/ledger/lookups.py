@@ -207,6 +207,6 @@ _STUCK = Query[int](
 def unfinished(tx: Tx) -> Unfinished:
     rows = [row for home in HOMES for row in tx.all(_LEVELS[home.lane])]
     return Unfinished(
-        counts={(Op(op), State(state)): count for op, state, count in rows},
+        counts={(Op.named(op), State(state)): count for op, state, count in rows},
         stuck_messages=tx.one(_STUCK, since=tx.now - STUCK) or 0,
     )

@@ -23,7 +23,7 @@ def _failure(text: str) -> Failure:
 
 
 _BY_FIELD: dict[str, Decoder] = {
-    "op": Op,
+    "op": Op.named,
     "lane": Lane,
     "state": State,
     "dispatch_state": State,
