@@ -24,6 +24,7 @@ from kernel import (
     Settled,
     State,
     Transition,
+    is_uuid,
 )
 from plugins.storage.ledger.agents import CHANGE, changed, told_of
 from plugins.storage.ledger.ends import pending
@@ -58,8 +59,8 @@ ENDED = {
 
 
 def plain(end: End) -> bool:
-    """Whether its agent keeps its row, and its outcome has nothing else to end."""
-    return end.change is None or end.change.removal is None
+    """Whether its agent keeps its row, and its outcome has nothing else to end. What is no id would fail its batch."""
+    return is_uuid(end.intent_id) and (end.change is None or end.change.removal is None)
 
 
 def _told(end: End) -> dict[str, Any]:
