@@ -174,13 +174,20 @@ async def _migrating(target: Target, node_id: str) -> AsyncIterator[AsyncConnect
 
 
 def _not_migrated(target: Target, fault: BaseException) -> Misconfigured:
+    schema = f"the schema of the database {target.address(listen=True)}"
     if isinstance(fault, pg.QueryCanceledError | TimeoutError):
         return Misconfigured(
-            f"the schema of the database {target.address(listen=True)} was not to be had within {MIGRATION:g} s: "
-            "another hub migrates it, or a session holds a lock on its tables; end that session, as pg_stat_activity "
-            "shows it"
+            f"{schema} was not to be had within {MIGRATION:g} s: another hub migrates it, or a session holds a lock on "
+            "its tables; end that session, as pg_stat_activity shows it"
         )
-    return Misconfigured(
-        f"the schema of the database {target.address(listen=True)} cannot be read or made: {why(fault)}; give the user "
-        "of the DSN a schema of its own (`CREATE SCHEMA AUTHORIZATION …`), or run `pointsman db migrate` as the owner"
-    )
+    return Misconfigured(f"{schema} cannot be read or made: {why(fault)}; {_remedy(fault)}")
+
+
+def _remedy(fault: BaseException) -> str:
+    match fault:
+        case pg.InsufficientPrivilegeError():
+            return "give the user of the DSN a schema of its own, or run `pointsman db migrate` as the owner"
+        case pg.SyntaxOrAccessError():
+            return "tables of another program are in its way: give the hubs a database of their own"
+        case _:
+            return "nothing was changed: start again when the server is well"
