@@ -9,11 +9,12 @@ MAKEFLAGS += --no-print-directory
 PORT ?= 8080
 PY := .venv/bin/python
 
-.PHONY: help setup run test lint bench lock clean
+.PHONY: help setup run test chaos lint bench lock clean
 
 help:
 	@echo 'make run [PORT=8080]   a hub on SQLite with a built-in broker; Ctrl-C ends it'
 	@echo 'make test              everything that can be tested here'
+	@echo 'make chaos             storms over several hubs, the long form'
 	@echo 'make lint              ruff, mypy --strict, import rules'
 	@echo 'make bench             measurements, with their floors beside them'
 	@echo 'make setup             .venv/, the one environment; the others begin with it'
@@ -51,6 +52,10 @@ run: setup
 # Most tests wait for a process or a socket, so a few more workers than cores; a file stays with one worker.
 test: setup
 	@$(PY) -m pytest -q -n $${WORKERS:-4} --dist loadfile
+
+# Each storm has a PostgreSQL and hubs of its own, and `make test` runs the short ones already.
+chaos: setup
+	@POINTSMAN_CHAOS=long $(PY) -m pytest -q -n $${WORKERS:-2} tests/chaos
 
 lint: setup
 	@.venv/bin/ruff check .

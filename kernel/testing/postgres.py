@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, Self
 from urllib.parse import quote, urlencode
 
 from kernel.testing.postgres_account import Account, account_for
 from kernel.testing.postgres_binaries import Binaries, PostgresMissing, available, find, installed
+from kernel.testing.postgres_place import HOST, children, free_port, new_folder, remove_leftovers, signalled
 
 __all__ = ["Binaries", "PostgresFailed", "PostgresMissing", "Server", "Standby", "available", "find", "installed"]
 
@@ -37,7 +35,6 @@ UNSAFE: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 """Against a crash of the machine only: what was committed is there after any death of the server."""
 
 SUPERUSER = "postgres"
-PREFIX = "pointsman-pg-"
 STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 PATIENCE = 60.0
 
@@ -57,7 +54,7 @@ class Server:
     Start it from the main thread: the server dies with the thread that started it.
     """
 
-    host = "127.0.0.1"
+    host = HOST
 
     def __init__(
         self,
@@ -171,7 +168,7 @@ class Server:
         if self._process is None or not self.alive:
             return
         for pid in self._freeze():
-            _signal(pid, signal.SIGKILL)
+            signalled(pid, signal.SIGKILL)
         self._process.wait(PATIENCE)
 
     def freeze(self) -> None:
@@ -181,8 +178,8 @@ class Server:
 
     def thaw(self) -> None:
         if self.alive:
-            for pid in (*_children(self.pid), self.pid):
-                _signal(pid, signal.SIGCONT)
+            for pid in (*children(self.pid), self.pid):
+                signalled(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Ends it and removes its folder; works in any state."""
@@ -239,6 +236,28 @@ class Server:
         )
         return len(ended)
 
+    @contextmanager
+    def neighbours(self, count: int, statement: str, database: str = "postgres") -> Iterator[None]:
+        """So many others who run this statement until the block ends."""
+        asking = [self.binaries.path("psql"), "--no-psqlrc", "--quiet", f"--command={statement}"]
+        others = [
+            subprocess.Popen(
+                [*asking, self.dsn(database, application_name="neighbour")],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for _ in range(count)
+        ]
+        try:
+            yield
+        finally:
+            for other in others:
+                other.kill()
+                other.wait(PATIENCE)
+            if self.alive:
+                self.terminate("neighbour")
+
     def standby(self, *, through: int | None = None) -> Standby:
         """A hot standby that streams from here, or through a proxy's port; not started yet."""
         return Standby(self, through=through)
@@ -258,8 +277,8 @@ class Server:
         password.unlink()
 
     def _own_folder(self) -> Path:
-        _remove_leftovers()
-        self._home, self._lock = _new_folder()
+        remove_leftovers()
+        self._home, self._lock = new_folder()
         self._account = account_for(self.binaries, self._home)
         self._account.own(self._home)
         return self._home
@@ -286,7 +305,7 @@ class Server:
     def _serve_somewhere(self) -> None:
         """On a free port: below the range of outgoing connections, so that it is still free after a restart."""
         for attempt in range(10):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 return self._serve()
             except PostgresFailed as taken:
@@ -321,10 +340,10 @@ class Server:
     def _freeze(self) -> list[int]:
         """The server's and all its children's ids; the server first, so that it starts no more of them."""
         os.kill(self.pid, signal.SIGSTOP)
-        children = _children(self.pid)
-        for pid in children:
-            _signal(pid, signal.SIGSTOP)
-        return [self.pid, *children]
+        backends = children(self.pid)
+        for pid in backends:
+            signalled(pid, signal.SIGSTOP)
+        return [self.pid, *backends]
 
     def _failed(self, what: str) -> PostgresFailed:
         tail = "\n".join(self.log.splitlines()[-25:]) if self._home else ""
@@ -383,63 +402,8 @@ def _until(true: Callable[[], bool], late: Callable[[], PostgresFailed]) -> None
         time.sleep(0.01)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _children(parent: int) -> list[int]:
-    """Of a live process. They lead sessions of their own: no group holds them together."""
-    return [pid for pid, of in _processes() if of == parent]
-
-
-def _processes() -> Iterator[tuple[int, int]]:
-    """Every process with its parent's id."""
-    if sys.platform == "linux":
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                # The name in parentheses may hold anything.
-                yield int(stat.parent.name), int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
-    else:
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)  # noqa: S607
-        yield from ((int(pid), int(of)) for pid, of in map(str.split, listed.stdout.splitlines()))
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except FileNotFoundError:
         return []
-
-
-def _free_port() -> int:
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((Server.host, port))
-            return port
-
-
-def _new_folder() -> tuple[Path, IO[str]]:
-    """A folder that another account can enter and whose path is short enough for a socket; locked while in use."""
-    roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - made by mkdtemp
-    open_to_all = (root for root in roots if len(str(root)) < 60 and _can_be_entered(root))
-    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=next(open_to_all, roots[0])))
-    lock = (home / "lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return home, lock
-
-
-def _can_be_entered(folder: Path) -> bool:
-    return folder.is_dir() and all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
-
-
-def _remove_leftovers() -> None:
-    """Folders of runs that were killed: nobody holds their locks any more."""
-    for root in {tempfile.gettempdir(), "/tmp", "/var/tmp"}:  # noqa: S108 - only what is ours by name and free
-        for lock in Path(root).glob(f"{PREFIX}*/lock"):
-            with contextlib.suppress(OSError), lock.open() as file:
-                if time.time() - lock.stat().st_mtime < 60:
-                    continue  # its maker may be about to lock it
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)

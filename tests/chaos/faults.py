@@ -11,8 +11,10 @@ from tests.chaos.world import World
 from tests.harness.hubprocess import HubProcess
 
 Fault = Callable[[World], Awaitable[None]]
-LONGER_THAN_EVERY_WINDOW = 7.0
+LONGER_THAN_EVERY_WINDOW = 6.0
 """Seconds: past `lost_after`, `dead_after` and `stale_after` of the hubs under test."""
+
+NOISE = "do $$ begin loop perform pg_notify('noise', repeat('x', 200)); commit; end loop; end $$"
 
 # -- hubs
 
@@ -173,6 +175,12 @@ async def database_frozen(world: World) -> None:
     world.server.thaw()
 
 
+async def neighbours_notify(world: World) -> None:
+    """Sixteen of them, in another database: NOTIFY takes one lock for the whole server."""
+    with world.server.neighbours(16, NOISE):
+        await anyio.sleep(4)
+
+
 HUBS: Sequence[Fault] = (owner_killed, entry_killed, owner_stopped, owner_frozen, owner_stumbles, all_killed)
 BROKERS: Sequence[Fault] = (broker_killed, broker_frozen, socket_cut, broker_flaps)
 NETWORK: Sequence[Fault] = (
@@ -190,6 +198,7 @@ DATABASE: Sequence[Fault] = (
     database_restarted,
     database_killed,
     database_frozen,
+    neighbours_notify,
 )
 ALL: Sequence[Fault] = (*HUBS, *BROKERS, *NETWORK, *DATABASE)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import anyio
 import pytest
 
 from kernel.testing.postgres import Server
 from tests.chaos.faults import ALL, Fault, plan
+from tests.chaos.load import under_load
 from tests.chaos.storm import storm
+from tests.chaos.world import world
 
 pytestmark = pytest.mark.anyio
 
@@ -26,3 +30,20 @@ async def test_a_storm_of_everything(tmp_path: Path, server: Server, seed: int) 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_storm_over_stock_brokers(tmp_path: Path, server: Server, seed: int) -> None:
     await storm(tmp_path, server, plan(seed, ALL, 10), seed=seed, personality="stock")
+
+
+async def test_a_failover_to_a_standby_that_missed_the_last_commits(tmp_path: Path) -> None:
+    """What was acknowledged after the standby heard the last is gone; everything else is kept, also the fence."""
+    with Server() as primary, primary.standby() as standby:
+        async with world(tmp_path, primary, standby=standby) as made, under_load(made) as load:
+            await anyio.sleep(1.5)
+            missed = time.monotonic()
+            standby.detach()
+            await made.brokers[0].tell("dial")  # an epoch that the standby never hears of
+            await anyio.sleep(1.5)
+            primary.kill()
+            standby.promote()
+            made.server, made.crashed, made.forgotten = standby, True, (missed, time.monotonic())
+            await anyio.sleep(4)
+            load.over.set()
+            await made.check()

@@ -147,16 +147,26 @@ async def world(
     hubs: int = 3,
     brokers: int = 2,
     agents: int = 3,
+    standby: Server | None = None,
+    clocks: Sequence[int] = (),
     settings: dict[str, str] | None = None,
     **scripted: Any,
 ) -> AsyncIterator[World]:
-    """Hubs, brokers spread over them, and `agents` running agents on each. `scripted` is for the brokers."""
+    """Hubs, brokers spread over them, and `agents` running agents on each. `scripted` is for the brokers.
+
+    With a `standby` the hubs are given both servers, and no ways that can be cut. `clocks` are off by so many seconds.
+    """
     database = f"chaos_{uuid.uuid4().hex[:10]}"
     server.create_database(database)
     async with AsyncExitStack() as stack:
-        ways = [stack.enter_context(Proxy(server.port)) for _ in range(hubs)]
-        dsns = [server.dsn(database, port=way.port) for way in ways]
-        cluster = await stack.enter_async_context(Cluster(directory, dsns, hubs=hubs, settings=settings))
+        stack.callback(_dropped, server, database)
+        ways = [stack.enter_context(Proxy(server.port)) for _ in range(hubs)] if standby is None else []
+        both = f"postgresql://postgres@127.0.0.1:{server.port},127.0.0.1:{(standby or server).port}/{database}"
+        dsns = [server.dsn(database, port=way.port) for way in ways] or both
+        cluster = Cluster(directory, dsns, hubs=hubs, settings=settings)
+        for hub, seconds in zip(cluster, clocks, strict=False):
+            hub.clock_off_by = seconds
+        await stack.enter_async_context(cluster)
         made = World(server, database, cluster, ways, random.Random(seed))
         made.doors = [stack.enter_context(Proxy(hub.port)) for hub in cluster]
         made.project = await cluster.hubs[0].api.create_project()
@@ -168,8 +178,11 @@ async def world(
                 agent = await cluster.any(made.chance).api.create_agent(made.project, broker.broker_id)
                 made.agents[agent["id"]] = broker
         yield made
-    server.start()
-    server.drop_database(database)
+
+
+def _dropped(server: Server, database: str) -> None:
+    if server.alive:
+        server.drop_database(database)
 
 
 async def _broker(made: World, n: int, scripted: dict[str, Any]) -> BrokerProcess:

@@ -155,6 +155,13 @@ def test_connections_are_ended_by_their_name(server: Server) -> None:
     assert server.terminate("pointsman-listen:%") == 0
 
 
+def test_neighbours_are_gone_after_their_block(server: Server) -> None:
+    counted = "select count(*) from pg_stat_activity where application_name = 'neighbour'"
+    with server.neighbours(3, "select pg_sleep(60)"):
+        eventually(lambda: server.sql(counted) == [["3"]])
+    eventually(lambda: server.sql(counted) == [["0"]])
+
+
 def test_a_password_is_asked_for() -> None:
     with Server(password="a b/c@d") as made:
         assert made.sql("select current_user") == [["postgres"]]
