@@ -27,7 +27,7 @@ from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.plan import Planned, Planner
 from kernel.pulse import Pulse
-from kernel.route import Route, RouteRequest
+from kernel.route import Route, RouteRequest, direct_applies
 from kernel.routing import Decided, Routing
 from kernel.signals import BusState, Signal, SignalKind, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
@@ -208,9 +208,11 @@ class Dispatcher:
             self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
 
     def _owner(self, request: RouteRequest) -> NodeId | None:
-        if request.socket_here or not request.held_elsewhere:
-            return self._pulse.node_id
-        return NodeId(request.broker.connected_hub_id or "")
+        """None: whoever comes to hold the broker over HTTP, which may be another node that was asked as well."""
+        if request.held_elsewhere and not request.socket_here:
+            return NodeId(request.broker.connected_hub_id or "")
+        claiming = direct_applies(request) and self._links.of(request.broker.id) is None
+        return None if claiming else self._pulse.node_id
 
     def _wake_owners(self, planned: Sequence[Planned]) -> None:
         """One signal for each broker, however many of its intents were recorded."""

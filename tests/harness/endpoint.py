@@ -13,7 +13,7 @@ from kernel import wire
 
 
 class Endpoint:
-    """Answers what one of `keys` signed: each path with `answers[path]`, a status, headers, a body. It keeps what it saw."""
+    """Answers what one of `keys` signed: each path with `answers[path]`: status, headers, body. `seen` is what came."""
 
     def __init__(self, broker_id: str, *keys: bytes) -> None:
         self.broker_id = broker_id
