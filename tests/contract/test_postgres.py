@@ -117,6 +117,10 @@ class TestRecording(OnPostgres, contracts.RecordingContract):
     pass
 
 
+class TestRecovery(OnPostgres, contracts.RecoveryContract):
+    pass
+
+
 class TestReport(OnPostgres, contracts.ReportContract):
     pass
 

@@ -95,6 +95,10 @@ class TestRecording(OnSqlite, contracts.RecordingContract):
     pass
 
 
+class TestRecovery(OnSqlite, contracts.RecoveryContract):
+    pass
+
+
 class TestReport(OnSqlite, contracts.ReportContract):
     pass
 

@@ -10,6 +10,7 @@ from kernel.testing.storage.lanes import LaneContract
 from kernel.testing.storage.lists import HistoryContract, InboxContract, ListContract, PruningContract
 from kernel.testing.storage.places import BrokerContract, PlatformContract, ProjectContract
 from kernel.testing.storage.recording import RecordingContract
+from kernel.testing.storage.recovery import RecoveryContract
 from kernel.testing.storage.sessions import PoisonContract, SessionContract
 from kernel.testing.storage.world import World
 
@@ -30,6 +31,7 @@ CONTRACTS: tuple[type[StorageContract], ...] = (
     ProjectContract,
     PruningContract,
     RecordingContract,
+    RecoveryContract,
     ReportContract,
     SessionContract,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "ProjectContract",
     "PruningContract",
     "RecordingContract",
+    "RecoveryContract",
     "ReportContract",
     "SessionContract",
     "StorageContract",
