@@ -188,7 +188,7 @@ class Pending(Situation):
         agent = self.view.agent
         if self.intent.lane is not Lane.MESSAGE or agent is None or agent.phase is Phase.RUNNING:
             return None
-        sentence = f"Agent {agent.slug} is {agent.phase}: messages are held and delivered while it runs."
+        sentence = f"Agent {agent.slug} is {agent.phase}: messages are delivered while it runs."
         return Explanation(code="waiting_agent", sentence=sentence)
 
     def _too_early(self) -> Explanation | None:

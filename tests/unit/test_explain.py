@@ -183,7 +183,7 @@ def test_a_paused_broker_comes_before_every_other_reason() -> None:
 def test_a_message_waits_until_its_agent_runs() -> None:
     found = told(intent(op=Op.MESSAGE, lane=Lane.MESSAGE), phase=Phase.SUSPENDED)
     assert found.code == "waiting_agent"
-    assert "worker is suspended: messages are held" in found.sentence
+    assert "worker is suspended: messages are delivered while it runs" in found.sentence
 
 
 def test_an_operation_does_not_wait_for_its_agent() -> None:
