@@ -8,6 +8,7 @@ for a server that may be frozen.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -128,8 +129,20 @@ async def open_pool(
         "reset": _retired,
         "connection_class": Connection,
     }
+    _driver.addFilter(_in_one_line)
     pool: Pool = await asyncpg.create_pool(**options)
     return pool
+
+
+_driver = logging.getLogger("asyncpg.pool")
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A server that is away for a while is no traceback for each try."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+        record.exc_info = None
+    return True
 
 
 def gone(connection: Any) -> bool:
