@@ -62,6 +62,17 @@ async def test_frozen_server_is_noticed_and_the_bus_comes_back(mended: Server) -
         await carries(two, one)
 
 
+async def test_bus_beside_a_frozen_server_is_stopped_all_the_same(mended: Server) -> None:
+    one = on(mended)
+    with anyio.fail_after(60):
+        async with running(one):
+            mended.freeze()
+            one.signals.signal(None, work("under way"))
+            await anyio.sleep(0.1)
+            started = SYSTEM.monotonic()
+    assert SYSTEM.monotonic() - started < 20, "a goodbye that is not answered takes a second or two"
+
+
 async def test_restarted_server_is_listened_to_again(mended: Server) -> None:
     one, two = on(mended), on(mended)
     async with running(one, two):

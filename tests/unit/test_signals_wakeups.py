@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -85,8 +85,8 @@ class Node:
 
     # -- drain, dispatcher, waiters
 
-    def wake(self, broker_id: str) -> None:
-        self.did.append(("wake", broker_id))
+    def wake(self, broker_id: str, ids: Sequence[str] = ()) -> None:
+        self.did.append(("wake", broker_id, *ids))
 
     def stop_here(self, intent_id: str) -> None:
         self.did.append(("stop", intent_id))
@@ -143,7 +143,7 @@ def signal(kind: SignalKind, broker_id: str = "", *ids: str) -> Signal:
 
 
 async def test_work_wakes_the_drain_of_its_broker() -> None:
-    assert await Node().heeds(signal(SignalKind.WORK, "b", "i")) == [("wake", "b")]
+    assert await Node().heeds(signal(SignalKind.WORK, "b", "i")) == [("wake", "b", "i")]
 
 
 async def test_progress_resets_the_windows_of_those_who_wait() -> None:
