@@ -100,6 +100,7 @@ async def _hub() -> list[Finding]:
     except CommandFailed:
         return [_finding("hub", "none answers here")]
     if answer.status == 200:
-        return [_finding("hub", f"{hub.url} is ready")]
+        bus = (answer.document or {}).get("bus")
+        return [_finding("hub", f"{hub.url} is ready" + (f", its signal bus is {bus}" if bus else ""))]
     checks = ((answer.error or {}).get("details") or {}).get("checks") or {"ready": f"answered {answer.status}"}
     return [Finding(check=f"hub {name}", level=Level.WARN, told=f"{hub.url}: {told}") for name, told in checks.items()]

@@ -22,7 +22,6 @@ from plugins.storage.postgres.connecting import (
     Pool,
     Target,
     connect,
-    json_out,
     open_pool,
     rolled_back,
 )
@@ -127,11 +126,11 @@ VALUES: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("type_", "value"), VALUES)
-async def test_values_come_back_as_they_went(target: Target, type_: str, value: Any) -> None:
+async def test_values_come_back_as_they_went(target: Target) -> None:
     async with connected(target) as connection:
-        assert await connection.fetchval(f"SELECT $1::{type_}", value) == value
-        assert await connection.fetchval(f"SELECT $1::{type_}", None) is None
+        for type_, value in VALUES:
+            assert await connection.fetchval(f"SELECT $1::{type_}", value) == value, type_
+            assert await connection.fetchval(f"SELECT $1::{type_}", None) is None, type_
 
 
 async def test_instants_are_those_of_the_server(target: Target) -> None:
@@ -140,27 +139,27 @@ async def test_instants_are_those_of_the_server(target: Target) -> None:
         assert await connection.fetchval("SELECT extract(epoch FROM $1::timestamptz)::int8", 5_000_000) == 5
 
 
-@pytest.mark.parametrize(
-    ("text", "stored"),
-    [
-        (r'"a\u0000b"', '"a\ufffdb"'),
-        (r'"\u0000\u0000"', '"\ufffd\ufffd"'),
-        (r'"\\u0000"', r'"\\u0000"'),
-        (r'"\\\u0000"', '"\\\\\ufffd"'),
-        (r'{"\u0000":1}', '{"\ufffd": 1}'),
-    ],
-)
-async def test_json_that_postgresql_cannot_keep_is_kept_all_the_same(target: Target, text: str, stored: str) -> None:
-    assert b"\\u0000" not in json_out(text).replace(b"\\\\", b"")
-    async with connected(target) as connection:
-        assert await connection.fetchval("SELECT $1::jsonb", text) == stored
+JSON = [
+    (r'"a\u0000b"', '"a\ufffdb"'),
+    (r'"\u0000\u0000"', '"\ufffd\ufffd"'),
+    (r'"\\u0000"', r'"\\u0000"'),
+    (r'"\\\u0000"', '"\\\\\ufffd"'),
+    (r'{"\u0000":1}', '{"\ufffd": 1}'),
+]
+"""As it is given, and as it is kept."""
 
 
-@pytest.mark.parametrize("wrong", ["", "nonsense", "018f0000", NODE * 2, 5])
-async def test_what_is_no_id_is_a_bad_value(target: Target, wrong: Any) -> None:
+async def test_json_that_postgresql_cannot_keep_is_kept_all_the_same(target: Target) -> None:
     async with connected(target) as connection:
-        with pytest.raises(asyncpg.DataError):
-            await connection.fetchval("SELECT $1::uuid", wrong)
+        for text, stored in JSON:
+            assert await connection.fetchval("SELECT $1::jsonb", text) == stored
+
+
+async def test_what_is_no_id_is_a_bad_value(target: Target) -> None:
+    async with connected(target) as connection:
+        for wrong in ("", "nonsense", "018f0000", NODE * 2, 5):
+            with pytest.raises(asyncpg.DataError):
+                await connection.fetchval("SELECT $1::uuid", wrong)
 
 
 # -- the pool ------------------------------------------------------------------------------------------------

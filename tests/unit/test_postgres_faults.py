@@ -81,25 +81,25 @@ async def test_a_reference_to_nothing_is_invalid(connection: Connection) -> None
     assert "names something that does not exist" in refused.message
 
 
-@pytest.mark.parametrize(
-    ("statement", "value"),
-    [
-        ("SELECT $1::text", "nul\0"),
-        ("SELECT $1::text", "\ud800"),
-        ("SELECT $1::uuid", "nonsense"),
-        ("SELECT $1::int8", 2**70),
-        ("SELECT $1::int4", "five"),
-        ("SELECT $1::jsonb", "no json"),
-        ("SELECT $1::jsonb", "[" * 100_000 + "]" * 100_000),
-        ("SELECT $1::timestamptz", 2**80),
-        ("INSERT INTO projects (id) VALUES ($1)", str(uuid.uuid4())),
-    ],
-)
-async def test_a_value_that_cannot_be_stored_is_invalid(connection: Connection, statement: str, value: object) -> None:
-    refused = await told(connection, statement, value)
-    assert isinstance(refused, Invalid), refused
-    assert "\n" not in refused.message
-    assert await connection.fetchval("SELECT 1") == 1, "the connection is as good as before"
+WRONG: list[tuple[str, object]] = [
+    ("SELECT $1::text", "nul\0"),
+    ("SELECT $1::text", "\ud800"),
+    ("SELECT $1::uuid", "nonsense"),
+    ("SELECT $1::int8", 2**70),
+    ("SELECT $1::int4", "five"),
+    ("SELECT $1::jsonb", "no json"),
+    ("SELECT $1::jsonb", "[" * 100_000 + "]" * 100_000),
+    ("SELECT $1::timestamptz", 2**80),
+    ("INSERT INTO projects (id) VALUES ($1)", str(uuid.uuid4())),
+]
+
+
+async def test_a_value_that_cannot_be_stored_is_invalid(connection: Connection) -> None:
+    for statement, value in WRONG:
+        refused = await told(connection, statement, value)
+        assert isinstance(refused, Invalid), (statement, refused)
+        assert "\n" not in refused.message
+        assert await connection.fetchval("SELECT 1") == 1, "the connection is as good as before"
 
 
 async def test_a_transaction_that_met_another_is_run_again(target: Target, connection: Connection) -> None:
