@@ -368,14 +368,11 @@ class Standby(Server):
     def _tell_settings(self) -> None:
         """The copy brought the primary's along."""
 
-    def caught_up(self) -> bool:
-        """It has replayed all that the primary had written when asked."""
-        written = self.primary.sql("select pg_current_wal_lsn()")[0][0]
-        return self.sql(f"select pg_last_wal_replay_lsn() >= '{written}'::pg_lsn")[0][0] == "t"
-
     def catch_up(self) -> None:
-        """Raises: PostgresFailed."""
-        _until(self.caught_up, lambda: self._failed("did not catch up with its primary"))
+        """It has replayed all that the primary had written when asked. Raises: PostgresFailed."""
+        written = self.primary.sql("select pg_current_wal_lsn()")[0][0]
+        replayed = f"select pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+        _until(lambda: self.sql(replayed) == [["t"]], lambda: self._failed("did not catch up with its primary"))
 
     def detach(self) -> None:
         """Receives nothing any more: a failover that loses the last commits begins with this."""

@@ -38,11 +38,13 @@ async def test_a_failover_to_a_standby_that_missed_the_last_commits(tmp_path: Pa
         async with world(tmp_path, primary, standby=standby) as made, under_load(made) as load:
             await anyio.sleep(1.5)
             missed = time.monotonic()
+            standby.catch_up()
             standby.detach()
             await made.brokers[0].tell("dial")  # an epoch that the standby never hears of
             await anyio.sleep(1.5)
             primary.kill()
             standby.promote()
+            await anyio.sleep(0.5)  # answers that were under way are read
             made.server, made.crashed, made.forgotten = standby, True, (missed, time.monotonic())
             await anyio.sleep(4)
             load.over.set()
