@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from kernel.agent import Agent, AgentChange, Phase
 from kernel.errors import Failure
@@ -60,6 +61,14 @@ class EndContract(StorageContract):
         assert not settled.accepted
         assert (await world.read(intent.id)).state is State.IN_PROGRESS
         assert (await world.read_agent(agent.id)) == agent
+
+    async def test_another_epoch_cannot_end_the_same_attempt(self, world: World) -> None:
+        """A failover that undid a claim counts its attempt a second time, under a newer epoch."""
+        intent = await world.claimed(Op.STOP, await world.new_agent())
+        newer = sa.text("UPDATE broker_dispatch SET claimed_epoch = claimed_epoch + 1")
+        await world.storage.sql.run(newer)
+        assert not (await world.end(intent)).accepted
+        assert (await world.read(intent.id)).state is State.IN_PROGRESS
 
     async def test_an_older_attempt_cannot_end(self, world: World) -> None:
         intent = await world.claimed(Op.STOP, await world.new_agent())

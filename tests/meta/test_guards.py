@@ -1,0 +1,121 @@
+"""Each guard on which a promise rests is needed: without it, a named test fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("kernel", "plugins", "broker", "tests", "conf")
+CONTRACT = "tests/contract/test_postgres.py"
+SETTLING, CLAIMS = "plugins/storage/postgres/settling.py", "plugins/storage/ledger/claims.py"
+SESSIONS, PULSE = "plugins/storage/ledger/sessions.py", "kernel/pulse.py"
+LISTENER, BUS = "plugins/storage/postgres/listener.py", "plugins/storage/postgres/bus.py"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A piece of the code, what stands there without the guard, and the test that notices."""
+
+    name: str
+    file: str
+    code: str
+    without: str
+    test: str
+
+
+GUARDS = (
+    Guard(
+        "an end names the epoch",
+        SETTLING,
+        "            c.claimed_epoch == given.c.epoch,\n",
+        "",
+        f"{CONTRACT}::TestEnd::test_another_epoch_cannot_end_the_same_attempt",
+    ),
+    Guard(
+        "an end names the attempt",
+        SETTLING,
+        "            c.attempts == given.c.attempt,\n",
+        "",
+        f"{CONTRACT}::TestEnd::test_an_older_attempt_cannot_end",
+    ),
+    Guard(
+        "a claim names the epoch",
+        CLAIMS,
+        '        _b.connection_epoch == param("epoch"),\n',
+        "",
+        f"{CONTRACT}::TestLane::test_a_claim_compares_all_of_the_session",
+    ),
+    Guard(
+        "a claim locks the broker's row",
+        "plugins/storage/postgres/claiming.py",
+        "        .with_for_update(read=True)\n",
+        "",
+        "tests/cluster/test_races.py::test_a_claim_and_a_newer_session_that_meet_leave_nothing_behind",
+    ),
+    Guard(
+        "nothing is claimed past its deadline",
+        CLAIMS,
+        "        home.c.deadline_at > NOW,\n        among(home.op",
+        "        among(home.op",
+        f"{CONTRACT}::TestLane::test_what_is_past_its_deadline_is_not_taken",
+    ),
+    Guard(
+        "a release compares before it clears",
+        SESSIONS,
+        '    _b.connected_session_id == param("session"),\n    _b.connection_epoch == param("epoch"),\n',
+        "",
+        f"{CONTRACT}::TestSession::test_a_late_release_does_not_clear_a_newer_session",
+    ),
+    Guard(
+        "the bus listens before it looks",
+        LISTENER,
+        "        connection.add_termination_listener(self._ended)\n",
+        "        self._listening()\n        connection.add_termination_listener(self._ended)\n",
+        "tests/cluster/test_bus.py::test_everything_is_looked_at_after_listen_and_not_before",
+    ),
+    Guard(
+        "the bus looks when it listens again",
+        BUS,
+        "        self._mailbox.miss()\n",
+        "",
+        "tests/cluster/test_bus.py::test_listener_that_was_killed_listens_again_and_everything_is_looked_at",
+    ),
+    Guard(
+        "nobody judges after a gap",
+        PULSE,
+        " and self._clock.monotonic() - self._gap_ended_at >= self._grace",
+        "",
+        "tests/unit/test_dispatch_upkeep.py::test_after_a_broken_connection_nobody_is_judged_for_a_while",
+    ),
+)
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+def test_without_it_a_test_fails(tmp_path: Path, guard: Guard) -> None:
+    copy = tmp_path / "checkout"
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    file = copy / guard.file
+    text = file.read_text()
+    assert text.count(guard.code) == 1, f"{guard.file} changed: say here what the guard looks like now"
+    file.write_text(text.replace(guard.code, guard.without))
+    tried = _tried(copy, guard.test)
+    told = tried.stdout[-3000:] + tried.stderr[-1000:]
+    assert tried.returncode == pytest.ExitCode.TESTS_FAILED, told
+    assert f"FAILED {guard.test}" in told, told  # and not an error on the way to it
+
+
+def _tried(checkout: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, on the newest PostgreSQL; no other worker is told of it."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env["PYTHONPATH"] = str(checkout)
+    program = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not pg15", test]
+    return subprocess.run(program, cwd=checkout, env=env, capture_output=True, text=True, timeout=180, check=False)
