@@ -59,7 +59,7 @@ async def test_joining_does_not_make_a_broker_online(api: HubClient) -> None:
 async def test_a_broker_is_shown_with_what_its_socket_told(ours: Scene) -> None:
     shown = await ours.api.broker(ours.broker_id)
     assert set(shown) == {
-        "id", "name", "slug", "status", "conflict", "paused", "version", "capabilities", "connectedHubId",
+        "id", "name", "slug", "status", "conflict", "paused", "version", "capabilities", "endpoint", "connectedHubId",
         "connectedAt", "lastHeartbeat", "lastSeen", "labels", "autoProvide", "created", "updated",
     }  # fmt: skip
     assert (shown["status"], shown["connectedHubId"]) == ("online", ours.hub.ready["nodeId"])
