@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio.lowlevel
@@ -46,6 +47,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """Where the agent was read already."""
     key: IdempotencyKey | None = None
     """Its own, beside that of the whole call."""
+
+    @property
+    def ref(self) -> str:
+        return self.to.removeprefix("agent:")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -97,7 +102,7 @@ class Fanout:
     async def _send(self, parts: Sequence[Part]) -> Told:
         for _ in range(MOST_TRIES):
             group_id = self._edge.clock.uuid7()
-            drafted = await self._draft(parts, group_id)
+            drafted = await self._draft(await self._addressed(parts), group_id)
             told = Told(group_id=group_id, results=[one.result for one in drafted])
             recorded = await self._edge.dispatcher.accept_together(
                 [one.planned for one in drafted if one.planned],
@@ -119,6 +124,18 @@ class Fanout:
             for one in told.results
         ]
         return Told(group_id=told.group_id, results=results)
+
+    async def _addressed(self, parts: Sequence[Part]) -> list[Part]:
+        """With their agents, where there are such. All that name no project, or one and the same, are read at once."""
+        refs: defaultdict[str | None, dict[str, None]] = defaultdict(dict)
+        for part in parts:
+            if part.view is None:
+                refs[part.project_id][part.ref] = None
+        views = {home: await self._edge.storage.find_agents(list(wanted), home) for home, wanted in refs.items()}
+        return [
+            part if part.view else msgspec.structs.replace(part, view=views[part.project_id].get(part.ref))
+            for part in parts
+        ]
 
     # -- one part after the other --------------------------------------------------------------------------------
 
@@ -161,22 +178,13 @@ class Fanout:
     async def _one(self, part: Part, group_id: str) -> Drafted:
         agent = None
         try:
-            view = part.view or await self._found(part)
+            view = _found(part)
             agent = view.agent
             return await self._planned(part, view, group_id)
         except (Draining, StorageUnavailable):
             raise  # of the whole call
         except PointsmanError as refusal:
             return Drafted(result=_refused(part.to, agent, refusal))
-
-    async def _found(self, part: Part) -> AgentView:
-        ref = part.to.removeprefix("agent:")
-        if ":" in ref:
-            raise Invalid(fields={"recipient": f"{ref} is no agent: only agents are told through a broker"})
-        view = await self._edge.storage.find_agent(ref, part.project_id)
-        if view is None:
-            raise NotFound(f"there is no agent {ref}")
-        return view
 
     async def _planned(self, part: Part, view: AgentView, group_id: str) -> Drafted:
         """Raises: why this recipient cannot be told."""
@@ -191,6 +199,15 @@ class Fanout:
         call = self._operation.call(Op.MESSAGE, view, args=envelope, message=message, key=part.key)
         planned = await self._edge.dispatcher.plan(call)
         return Drafted(result=_accepted(agent.slug, agent.id, planned.intent.id, State.PENDING), planned=planned)
+
+
+def _found(part: Part) -> AgentView:
+    """Raises: Invalid, NotFound."""
+    if part.view:
+        return part.view
+    if ":" in part.ref:
+        raise Invalid(fields={"recipient": f"{part.ref} is no agent: only agents are told through a broker"})
+    raise NotFound(f"there is no agent {part.ref}")
 
 
 def _same(key: IdempotencyKey, used: IdempotencyKey, result: Result) -> Result:

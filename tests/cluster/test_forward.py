@@ -425,3 +425,18 @@ async def test_sixty_agents_of_brokers_on_two_hubs_are_told_once_each_and_in_ord
         for state in ("pending", "in_progress"):
             assert await far.here.all_dispatches(projectId=far.project, state=state) == []
     await far.check()
+
+
+async def test_a_thousand_messages_in_one_call_are_told_in_order(far: Far) -> None:
+    agents = [await far.agent() for _ in range(10)]
+    messages = [{"agentId": agents[n % 10]["id"], "message": f"m{n}"} for n in range(1000)]
+    answer = (await far.here.ask("POST", "/messages/batch", {"messages": messages})).expect(202)
+
+    async def ended() -> bool:
+        return len(await far.elsewhere.all_dispatches(groupId=answer.json["groupId"], state="done")) == 1000
+
+    await eventually(ended, "a thousand messages done", patience=180)
+    sent = {event["dispatch"]: event["json"]["message"] for event in far.broker.events(what="request", op="message")}
+    for n, agent in enumerate(agents):
+        told = [sent[event["dispatch"]] for event in far.broker.effects(op="message", agent=agent["slug"])]
+        assert told == [f"m{at}" for at in range(n, 1000, 10)]

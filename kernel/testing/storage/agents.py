@@ -16,6 +16,18 @@ MALFORMED = ["", " ", "nonsense", "0", "00000000-0000-0000-0000", "\udcff", "'; 
 
 
 class AgentContract(StorageContract):
+    async def test_many_agents_are_found_as_each_of_them_is(self, world: World) -> None:
+        near, other = await world.new_agent(), await world.new_agent()
+        project = await world.new_project()
+        far = await world.new_agent(project_id=project.id, slug=near.slug)
+        await world.record(Op.MESSAGE, near)
+        refs = [near.id.upper(), other.slug, near.slug.upper(), far.id, uuid(), "nobody", "no\x00slug", "-"]
+        for home in (None, world.project.id, project.id, uuid(), "no id"):
+            each = {ref: await world.storage.find_agent(ref, home) for ref in refs}
+            expected = {ref: view for ref, view in each.items() if view}
+            assert await world.storage.find_agents(refs, home) == expected
+        assert await world.storage.find_agents([], world.project.id) == {}
+
     async def test_everything_of_an_agent_comes_back(self, world: World) -> None:
         agent = world.agent(
             template="t",

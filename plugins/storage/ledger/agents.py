@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from kernel import (
 )
 from plugins.storage.ledger.homes import HOMES, Home
 from plugins.storage.ledger.pages import beyond, edge
-from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param
 from plugins.storage.ledger.rows import AGENT, BROKER, NOBODY, PROJECT
 from plugins.storage.schema import Flag, agents, projects, runtime_brokers
 
@@ -90,6 +90,24 @@ def find_agent(tx: Tx, ref: str, project_id: str | None) -> AgentView | None:
     if project is None or not ref.isprintable():
         return None
     return tx.one(_BY_SLUG, project=project, ref=ref.lower())
+
+
+_OF_IDS = Query(VIEW.where(among(_c.id, "refs")), read_view)
+_OF_SLUGS = Query(VIEW.where(_c.project_id == param("project"), among(_c.slug, "refs", sa.Text), _live), read_view)
+
+
+def find_agents(tx: Tx, refs: Sequence[str], project_id: str | None) -> dict[str, AgentView]:
+    """As `find_agent` finds each, in two statements for all."""
+    if project_id is not None and not is_uuid(project_id):
+        return {}
+    project = project_id.lower() if project_id else None
+    ids = sorted({ref.lower() for ref in refs if is_uuid(ref)})
+    views = tx.all(_OF_IDS, refs=ids) if ids else []
+    found = {view.agent.id.lower(): view for view in views if project in (None, view.project.id)}
+    slugs = sorted({ref.lower() for ref in refs if ref.isprintable() and ref.lower() not in found})
+    if project and slugs:
+        found |= {view.agent.slug: view for view in tx.all(_OF_SLUGS, project=project, refs=slugs)}
+    return {ref: found[ref.lower()] for ref in refs if ref.lower() in found}
 
 
 @cache

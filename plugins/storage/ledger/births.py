@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from kernel import (
     STARTS,
     IdempotencyKey,
-    Instant,
     Intent,
     IntentId,
-    Invalid,
-    Message,
     NewIntent,
     Recorded,
     Recording,
@@ -25,24 +22,15 @@ from kernel import (
 from plugins.storage.ledger.agents import insert_agent
 from plugins.storage.ledger.endings import SUPERSEDED, finish_pending
 from plugins.storage.ledger.eras import Unsure
+from plugins.storage.ledger.filling import OF_MESSAGE, SHARED, next_seq, row_of
 from plugins.storage.ledger.history import born
 from plugins.storage.ledger.homes import CONTROL, HOMES, MESSAGES, Home, home_of
 from plugins.storage.ledger.keys import find_key, in_turn, keep_key
+from plugins.storage.ledger.lookups import find_intents
 from plugins.storage.ledger.projects import provide
 from plugins.storage.ledger.query import NextSeq, Query, Tx, first, param
-from plugins.storage.ledger.rows import MESSAGE
-from plugins.storage.schema import counters, messages, runtime_brokers
-
-_SEQ = "seq"
-_NEXT = Query[int](
-    sa.update(counters)
-    .values(value=counters.c.value + param("step"))
-    .where(counters.c.name == _SEQ)
-    .returning(counters.c.value),
-    first,
-)
-_START = Query[Any](sa.insert(counters).values(name=_SEQ, value=param("value")))
-_MESSAGE = Query[Message](sa.select(*MESSAGE.columns).where(messages.c.id == param("which")), MESSAGE.read)
+from plugins.storage.ledger.together import begin_together, fits
+from plugins.storage.schema import runtime_brokers
 
 _b = runtime_brokers.c
 _CARRIED = Query[int](
@@ -56,17 +44,6 @@ _CARRIED = Query[int](
     .with_for_update(read=True),
     first,
 )
-
-# The names of what NewIntent and Intent share are the columns' names.
-SHARED = (
-    "id", "broker_id", "agent_slug", "project_id", "seq", "attempts", "failures", "claimed_by", "claimed_epoch",
-    "claimed_session", "claimed_at", "sent_at", "accepted_at", "deadline_at", "route", "principal", "request_id",
-    "node_id", "traceparent", "run_id", "requeued_from", "hold", "args", "sealed", "result", "error", "ended_at",
-)  # fmt: skip
-OF_MESSAGE = (
-    "sender", "sender_id", "recipient", "recipient_id", "msg", "type", "urgent", "read", "agent_id", "group_id",
-    "broadcasted", "envelope",
-)  # fmt: skip
 
 
 def _insert(home: Home) -> Query[Intent]:
@@ -103,8 +80,7 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     if repeated:
         return Recorded(repeated=repeated)
     if recording.intents and known_before(tx, recording.intents[0]):  # one of them is there: all of them are
-        known = (known_before(tx, new) for new in recording.intents)
-        return Recorded(intents=tuple(intent for intent in known if intent))
+        return Recorded(intents=tuple(find_intents(tx, [new.id for new in recording.intents])))
     taken = _taken(tx, recording)
     if taken:
         return Recorded(taken=taken)
@@ -114,7 +90,7 @@ def record(tx: Tx, recording: Recording) -> Recorded:
         insert_agent(tx, recording.agent)
     transitions: list[Transition] = []
     superseded = _supersede(tx, recording, transitions) if recording.supersedes_starts else []
-    intents = [_begin(tx, new, transitions) for new in recording.intents]
+    intents = _begin_all(tx, recording.intents, transitions)
     if recording.key:
         keep_key(tx, recording.key, intent_id=intents[0].id if intents else None, answer=recording.answer)
     for new in recording.intents:
@@ -156,6 +132,14 @@ def _supersede(tx: Tx, recording: Recording, transitions: list[Transition]) -> l
     return ended
 
 
+def _begin_all(tx: Tx, new: Sequence[NewIntent], transitions: list[Transition]) -> list[Intent]:
+    if not fits(new):
+        return [_begin(tx, one, transitions) for one in new]
+    intents, told = begin_together(tx, new)
+    transitions.extend(told)
+    return intents
+
+
 def _begin(tx: Tx, new: NewIntent, transitions: list[Transition]) -> Intent:
     in_hand = new.claim is not None and carried(tx, new)
     state = State.IN_PROGRESS if in_hand else State.PENDING
@@ -179,34 +163,7 @@ def carried(tx: Tx, new: NewIntent) -> bool:
 
 def insert(tx: Tx, new: NewIntent, **values: Any) -> Intent:
     """Write the row; `values` are those of its state beyond what is new."""
-    home = home_of(new.op)
-    row: dict[str, Any] = dict.fromkeys(SHARED) | msgspec.structs.asdict(new)
-    row |= {
-        "seq": next_seq(tx) if tx.alone else None,
-        "failures": 0,
-        "deadline_at": min(tx.now + int(new.deadline_in * 1_000_000), new.deadline_at or Instant(2**62)),
-        home.agent.name: new.agent_id,
-        home.created.name: new.created_at or tx.now,
-    }
-    row |= {home.state.name if name == "state" else name: value for name, value in values.items()}
-    if home is MESSAGES:
-        row |= _of_message(tx, new)
-    found = tx.one(_INSERT[home.lane], **row)
+    row = row_of(tx, new, seq=next_seq(tx) if tx.alone else None, **values)
+    found = tx.one(_INSERT[home_of(new.op).lane], **row)
     assert found is not None
     return found
-
-
-def next_seq(tx: Tx) -> int:
-    found = tx.one(_NEXT, step=1)
-    if found is None:
-        found = 1
-        tx.run(_START, value=found)
-    return found
-
-
-def _of_message(tx: Tx, new: NewIntent) -> dict[str, Any]:
-    """What is said. A message that is driven anew says what the old one said."""
-    said = new.message or (tx.one(_MESSAGE, which=new.requeued_from) if new.requeued_from else None)
-    if said is None:
-        raise Invalid(fields={"message": "an intent of op message needs the message that it delivers"})
-    return {name: getattr(said, name) for name in OF_MESSAGE}

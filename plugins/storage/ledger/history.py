@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -67,6 +68,17 @@ def born(tx: Tx, intent: Intent, advice: dict[str, str]) -> list[Transition]:
         early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
         early(intent, 2, ROUTED, intent.state, reason, tx.now),
     )
+
+
+def born_together(tx: Tx, intents: Sequence[tuple[Intent, dict[str, str]]]) -> list[Transition]:
+    """The same for many that begin pending, each with its own advice."""
+    steps = []
+    for intent, advice in intents:
+        steps += [
+            early(intent, 1, ACCEPTED, ROUTED, intent.route, intent.created_at, advice),
+            early(intent, 2, ROUTED, intent.state, "recorded", tx.now),
+        ]
+    return _write(tx, *steps)
 
 
 def born_ended(tx: Tx, intent: Intent, advice: dict[str, str], reason: str, *, current: bool) -> list[Transition]:

@@ -200,6 +200,9 @@ class Operations(ABC):
     async def find_agent(self, ref: str, project_id: str | None = None) -> AgentView | None:
         return await self._read(lambda tx: agents.find_agent(tx, ref, project_id))
 
+    async def find_agents(self, refs: Sequence[str], project_id: str | None = None) -> dict[str, AgentView]:
+        return await self._read(lambda tx: agents.find_agents(tx, refs, project_id))
+
     async def list_agents(self, where: AgentFilter, page: Page) -> list[Agent]:
         return await self._read(lambda tx: agents.list_agents(tx, where, page))
 

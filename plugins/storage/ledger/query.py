@@ -294,13 +294,16 @@ def _greatest(element: Greatest, compiler: Any, **kw: Any) -> str:
 class NextSeq(ColumnElement[int]):
     """The next place in the order of all intents: a parameter on SQLite, a sequence on PostgreSQL."""
 
-    inherit_cache = True
+    inherit_cache = False
     type = sa.BigInteger()
+
+    def __init__(self, name: str = "seq") -> None:
+        self.name = name
 
 
 @compiles(NextSeq)
-def _given_seq(_: NextSeq, compiler: Any, **kw: Any) -> str:
-    return str(compiler.process(sa.bindparam("seq", type_=sa.BigInteger()), **kw))
+def _given_seq(element: NextSeq, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(sa.bindparam(element.name, type_=sa.BigInteger()), **kw))
 
 
 @compiles(NextSeq, "postgresql")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from kernel import ACCEPTED, ROUTED, STARTS, Intent, NewIntent, Op, Recorded, Recording, State
-from plugins.storage.ledger.births import OF_MESSAGE
+from plugins.storage.ledger.filling import OF_MESSAGE
 from plugins.storage.ledger.history import early
 from plugins.storage.ledger.homes import HOMES, MESSAGES, Home, home_of
 from plugins.storage.ledger.query import NOW
