@@ -100,7 +100,8 @@ class Ends:
             return False
         if row is None:
             return self.lose_row(work)
-        if row.state.ended or row.attempts >= work.attempt:
+        mine = row.claimed_session == work.link.session.session_id  # claimed again, between two looks at the row
+        if row.state.ended or row.attempts > work.attempt or (row.attempts == work.attempt and not mine):
             return False
         work.link.doubt()
         return True
