@@ -106,6 +106,13 @@ def test_lists_of_intents_are_read_along_an_index(
     assert not sorts or state in (State.PENDING, State.IN_PROGRESS), "only what is unfinished may be sorted"
 
 
+@pytest.mark.parametrize("state", [None, State.PENDING, State.DONE, State.FAILED])
+def test_what_was_said_together_is_found_by_its_group(connection: sqlite3.Connection, state: State | None) -> None:
+    """However much history there is; the few rows of a group may be sorted."""
+    query = lookups._listing("message", lookups._given(IntentFilter(group_id="g")), state, False)
+    assert any("USING INDEX ix_messages_group_id" in step for step in plan_of(connection, query))
+
+
 @pytest.mark.parametrize("onward", [False, True])
 @pytest.mark.parametrize("given", [set(), {"project_id"}, {"runtime_broker_id"}])
 def test_lists_of_agents_are_read_along_an_index(connection: sqlite3.Connection, given: set[str], onward: bool) -> None:

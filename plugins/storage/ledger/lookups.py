@@ -95,7 +95,7 @@ def _terms(home: Home, given: frozenset[str], state: State | None) -> list[Any]:
         terms.append(home.state == sa.literal_column(f"'{state.value}'", Text()))
     if state in _UNFINISHED:
         terms.append(home.unfinished())
-    if state in _SET_ASIDE:
+    if state in _SET_ASIDE and "of_group_id" not in given:
         terms.append(sa.text(f"{home.state.name} IN ('failed', 'expired', 'cancelled')"))
     return terms
 
