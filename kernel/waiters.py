@@ -60,6 +60,11 @@ class Waiter:
             self._end = end
             self._ended.set()
 
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self._end is not None
+
     def progress(self) -> None:
         self._heard_at = self._clock.monotonic()
 
@@ -112,26 +117,28 @@ class Waiters:
 
         Raises: the error by which this node could not learn or store the end.
         """
-        if waiter.recorded:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._kick, waiter, kick)
-                seen = await waiter.outcome(wait, window)
-                tasks.cancel_scope.cancel()
+        until = self._clock.monotonic() + wait
+        for delay in map(self._clock.jitter, self._rekick):
+            left = until - self._clock.monotonic()
+            seen = await waiter.outcome(min(delay, left), window)
+            if waiter.over or seen is Unended.SILENT or delay >= left:
+                break
+            if waiter.recorded:
+                with anyio.move_on_after(until - self._clock.monotonic()):
+                    await self._look_again(waiter, kick)
         else:
-            seen = await waiter.outcome(wait, window)
+            seen = await waiter.outcome(until - self._clock.monotonic(), window)
         if isinstance(seen, PointsmanError):
             raise seen
         return seen
 
-    async def _kick(self, waiter: Waiter, kick: Callable[[], None]) -> None:
-        for delay in self._rekick:
-            await anyio.sleep(self._clock.jitter(delay))
-            try:
-                await self._read_along(waiter.intent_id)
-            except StorageUnavailable:
-                continue
-            if not waiter.taken:
-                kick()
+    async def _look_again(self, waiter: Waiter, kick: Callable[[], None]) -> None:
+        try:
+            await self._read_along(waiter.intent_id)
+        except StorageUnavailable:
+            return
+        if not waiter.taken:
+            kick()
 
     async def _read_along(self, intent_id: IntentId) -> None:
         """Read its row; what is asked for while a query is under way goes together into the next one."""
