@@ -88,9 +88,9 @@ def header(head: bytes, name: bytes) -> bytes:
     return head[start : len(head) if end < 0 else end].strip()
 
 
-def request(path: str, token: str, body: bytes = b"", *more: str) -> bytes:
-    """A POST, ready to be written."""
-    lines = [f"POST {path} HTTP/1.1", "Host: hub", f"Authorization: Bearer {token}", *more]
+def request(path: str, token: str, body: bytes = b"", *more: str, method: str = "POST") -> bytes:
+    """Ready to be written."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: hub", f"Authorization: Bearer {token}", *more]
     lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
 

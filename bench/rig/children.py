@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def _die_with_parent() -> None:
 class Child:
     """One process of ours. What it prints goes to a file, or comes line by line to whoever asks it."""
 
-    def __init__(self, module: str, given: Sequence[str], cwd: Path, *, asked: bool) -> None:
+    def __init__(
+        self, module: str, given: Sequence[str], cwd: Path, *, asked: bool, env: Mapping[str, str] | None = None
+    ) -> None:
         self.log = cwd / f"{module.rpartition('.')[2]}-{time.monotonic_ns()}.log"
         self._asked = asked
         with self.log.open("wb") as log:
@@ -39,6 +42,7 @@ class Child:
                 stdout=subprocess.PIPE if asked else log,
                 stderr=log,
                 cwd=cwd,
+                env={**os.environ, **(env or {})},
                 start_new_session=True,
                 preexec_fn=_die_with_parent if LIBC else None,  # noqa: PLW1509 - one call into libc, no locks
             )
@@ -72,6 +76,11 @@ class Child:
     def tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def kill(self) -> None:
+        """`kill -9`, and the wait for its end."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
     def stop(self, patience: float = 15.0) -> None:
         """A process that is asked ends with its standard input; TERM for the others, then KILL."""
         if self.process.stdin:
@@ -88,8 +97,10 @@ class Child:
 
 
 @contextmanager
-def child(module: str, *given: str, cwd: Path, asked: bool = False) -> Iterator[Child]:
-    started = Child(module, given, cwd, asked=asked)
+def child(
+    module: str, *given: str, cwd: Path, asked: bool = False, env: Mapping[str, str] | None = None
+) -> Iterator[Child]:
+    started = Child(module, given, cwd, asked=asked, env=env)
     try:
         yield started
     finally:

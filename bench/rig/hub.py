@@ -1,4 +1,5 @@
-"""A hub of its own process on a database of its own, with the limits that would refuse a measurement out of the way."""
+"""A hub of its own process, with the limits that would refuse a measurement out of the way: on a SQLite of its own, or
+one of several on a PostgreSQL (`bench.rig.cluster`)."""
 
 from __future__ import annotations
 
@@ -40,6 +41,8 @@ class Hub:
         self.process = process
         self.url = str(ready["url"])
         self.token = str(ready["token"])
+        self.node = str(ready["nodeId"])
+        self.pid = int(ready["pid"])
         self.client = client
 
     @property
@@ -78,6 +81,12 @@ class Hub:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
+def config(plugins: Sequence[str] = ()) -> str:
+    """One hub on SQLite."""
+    uses = [{"use": "sqlite", "config": {"path": "hub.db"}}, *({"use": name} for name in (*PLUGINS, *plugins))]
+    return json.dumps({"plugins": uses})  # JSON is YAML
+
+
 @asynccontextmanager
 async def serving(
     directory: Path,
@@ -87,14 +96,29 @@ async def serving(
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Hub]:
     """A hub in `directory` until the end of the block. `bare`: see `bench.rig.bare`."""
+    async with hub(directory, config(plugins), bare=bare, settings=settings) as ready:
+        yield ready
+
+
+@asynccontextmanager
+async def hub(
+    directory: Path,
+    configuration: str,
+    *,
+    bare: bool = False,
+    settings: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    port: int = 0,
+) -> AsyncIterator[Hub]:
+    """The same with any configuration. An earlier hub of the same directory has ended."""
     directory.mkdir(parents=True, exist_ok=True)
-    uses = [{"use": "sqlite", "config": {"path": "hub.db"}}, *({"use": name} for name in (*PLUGINS, *plugins))]
-    (directory / "hub.yaml").write_text(json.dumps({"plugins": uses}))  # JSON is YAML
-    given = ["serve", "--config", "hub.yaml", "--ready-file", "ready.json", "--host", "127.0.0.1", "--port", "0"]
+    (directory / "ready.json").unlink(missing_ok=True)
+    (directory / "hub.yaml").write_text(configuration)
+    given = ["serve", "--config", "hub.yaml", "--ready-file", "ready.json", "--host", "127.0.0.1", "--port", str(port)]
     for name, value in {**OUT_OF_THE_WAY, **(settings or {})}.items():
         given += ["--set", f"{name}={value}"]
     module = "bench.rig.bare" if bare else "kernel"
-    with child(module, *given, cwd=directory) as process:
+    with child(module, *given, cwd=directory, env=env) as process:
         ready = await _ready(process, directory / "ready.json")
         headers = {"Authorization": f"Bearer {ready['token']}"}
         async with httpx2.AsyncClient(base_url=ready["url"], headers=headers, timeout=30, trust_env=False) as client:
