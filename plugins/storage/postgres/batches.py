@@ -37,7 +37,7 @@ class Wire:
         self._connect = connect
         self.deadline = deadline
         self._connection: Connection | None = None
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self.breaks = 0
         """How often it broke."""
 
@@ -81,7 +81,7 @@ class _Asked(Generic[Q, A]):
 
     def __init__(self, question: Q) -> None:
         self.question = question
-        self.turn = anyio.Event()
+        self.turn: anyio.Event | None = None
         self.answered = False
         self.answer: A
         self.fault: BaseException | None = None
@@ -122,6 +122,7 @@ class Batches(Generic[Q, A]):
         self._waiting.append(asked)
         with anyio.CancelScope(shield=True):
             if self._sending:
+                asked.turn = anyio.Event()
                 await asked.turn.wait()
             if not asked.answered:
                 await self._send()
@@ -138,10 +139,11 @@ class Batches(Generic[Q, A]):
         finally:
             for asked in batch:
                 asked.answered = True
-                asked.turn.set()
+                if asked.turn:
+                    asked.turn.set()
             self._sending = bool(self._waiting)
-            if self._waiting:
-                self._waiting[0].turn.set()
+            if self._waiting and (turn := self._waiting[0].turn):
+                turn.set()
 
     async def _answer(self, batch: list[_Asked[Q, A]]) -> None:
         fault = await self._try(batch)
