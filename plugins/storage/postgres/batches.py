@@ -120,12 +120,12 @@ class Batches(Generic[Q, A]):
         """Raises: StorageUnavailable, also when nobody can tell whether it was done; what the database refuses."""
         asked: _Asked[Q, A] = _Asked(question)
         self._waiting.append(asked)
-        with anyio.CancelScope(shield=True):
-            if self._sending:
-                asked.turn = anyio.Event()
+        if self._sending:
+            asked.turn = anyio.Event()
+            with anyio.CancelScope(shield=True):
                 await asked.turn.wait()
-            if not asked.answered:
-                await self._send()
+        if not asked.answered:
+            await self._send()
         if asked.fault is not None:
             raise asked.fault
         return asked.answer
@@ -160,7 +160,7 @@ class Batches(Generic[Q, A]):
         """What went wrong; None when all are answered."""
         for number in range(1, TRIES + 1):
             try:
-                with anyio.fail_after(self._wire.deadline):
+                with anyio.fail_after(self._wire.deadline, shield=True):
                     async with self._wire.held() as connection:
                         answers = await self._run(connection, [asked.question for asked in batch])
             except Broken as fault:
@@ -178,5 +178,6 @@ class Batches(Generic[Q, A]):
                     asked.answer = answer
                 self.answered += sum(answer is not None for answer in answers)
                 return None
-            await anyio.sleep(PAUSE * number)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(PAUSE * number)
         raise AssertionError("the last try returns")
