@@ -33,5 +33,6 @@ async def test_a_hub_with_a_wrong_clock_serves_with_the_others(tmp_path: Path, p
     async with cluster:
         identity = await cluster.hubs[0].api.register_broker()
         async with cluster.broker(identity, first=cluster.hubs[0]) as broker:
+            await cluster.owner(broker.broker_id)
             project = await cluster.hubs[1].api.create_project()
             await cluster.hubs[1].api.create_agent(project, broker.broker_id)
