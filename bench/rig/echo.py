@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import falcon.asgi
 import msgspec
@@ -33,7 +34,7 @@ class Echo:
 
 
 def main() -> None:
-    app: falcon.asgi.App = falcon.asgi.App()
+    app: Any = falcon.asgi.App()
     app.ws_options.max_receive_queue = 0
     app.add_route("/echo", Echo())
     config = uvicorn.Config(
