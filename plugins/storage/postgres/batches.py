@@ -9,10 +9,11 @@ from typing import Generic, TypeVar
 
 import anyio
 import asyncpg
+import msgspec
 
 from kernel import StorageUnavailable
 from plugins.storage.postgres.connecting import Connection
-from plugins.storage.postgres.faults import FAULTS, misled, repeatable, translated
+from plugins.storage.postgres.faults import FAULTS, busy, misled, repeatable, translated
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -21,6 +22,14 @@ MOST = 256
 TRIES = 5
 PAUSE = 0.005
 """Seconds between two tries of statements that met others, times the number of tries."""
+LEAST = 0.2
+"""Of the deadline: so much has a batch at least, however long its questions waited."""
+OURS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, msgspec.MsgspecError)
+"""What our own code may say of a question, or of a row that it cannot read: it is the asker's, not its neighbours'."""
+LATE = "the database did not answer within server.database_deadline"
+NOT_SENT = f"{LATE}: nothing was done"
+GIVEN_UP = "the call that sent this one along was ended: whether it was done is not known"
+CLOSED = "the storage is closed: nothing was done"
 
 
 class Broken(StorageUnavailable):
@@ -37,7 +46,8 @@ class Wire:
         self._connect = connect
         self.deadline = deadline
         self._connection: Connection | None = None
-        self._turn = anyio.Lock(fast_acquire=True)
+        self._turn = anyio.Lock()
+        self._closed = False
         self.breaks = 0
         """How often it broke."""
 
@@ -45,12 +55,10 @@ class Wire:
     async def held(self) -> AsyncIterator[Connection]:
         """Raises: StorageUnavailable when no server is to be had; Broken when this one went away under a statement."""
         async with self._turn:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._connect()
-            connection = self._connection
+            connection = await self._open()
             try:
                 yield connection
-            except FAULTS as fault:
+            except (*FAULTS, *OURS) as fault:
                 if misled(fault):
                     self._drop()
                     raise
@@ -62,6 +70,16 @@ class Wire:
                 self._drop()
                 raise
 
+    async def _open(self) -> Connection:
+        """One that broke while nothing was asked broke all the same: a crash of the server undoes what came before."""
+        if self._closed:
+            raise StorageUnavailable(CLOSED)
+        if self._connection is not None and self._connection.is_closed():
+            self._drop()
+        if self._connection is None:
+            self._connection = await self._connect()
+        return self._connection
+
     def _drop(self) -> None:
         self.breaks += 1
         if self._connection:
@@ -69,30 +87,44 @@ class Wire:
         self._connection = None
 
     def close(self) -> None:
+        """For good."""
+        self._closed = True
         if self._connection:
             self._connection.terminate()
             self._connection = None
 
 
 class _Asked(Generic[Q, A]):
-    """One question of a batch; `turn` is set when it is answered, or when its asker is to send the next batch."""
+    """One question; `turn` is set when it is answered, or when its asker is to send the next batch."""
 
-    __slots__ = ("answer", "answered", "fault", "question", "turn")
+    __slots__ = ("answer", "answered", "fault", "question", "turn", "until")
 
-    def __init__(self, question: Q) -> None:
+    def __init__(self, question: Q, until: float) -> None:
         self.question = question
-        self.turn: anyio.Event | None = None
+        self.until = until
+        self.turn = anyio.Event()
         self.answered = False
-        self.answer: A
+        self.answer: A | None = None
         self.fault: BaseException | None = None
+
+    def end(self, fault: BaseException | None = None) -> None:
+        if busy(fault):
+            self.answer = None
+        else:
+            self.fault = fault
+        self.answered = True
+        self.turn.set()
 
 
 class Batches(Generic[Q, A]):
     """Whoever asks while nothing is under way sends at once; what is asked meanwhile goes out in the next batch.
 
     `run(connection, questions)` is one statement that answers all of them, in their order, or fails for all of them:
-    then each is asked alone, so that a bad one fails its own asker only. A caller that is cancelled waits for the
-    answer all the same, so that nothing is done of which nobody heard.
+    then each is asked alone, so that a bad one fails its own asker only. One that waits for a lock too long is answered
+    None: who may wait is to ask anew, elsewhere.
+
+    A caller that is cancelled waits for the answer all the same, so that nothing is done of which nobody heard. No wait
+    is endless: what is not sent in its time is given up, and a batch ends with its oldest question's time.
     """
 
     def __init__(
@@ -116,68 +148,108 @@ class Batches(Generic[Q, A]):
         self.answered = 0
         """Questions that were answered by something, since the start."""
 
-    async def ask(self, question: Q) -> A:
+    async def ask(self, question: Q) -> A | None:
         """Raises: StorageUnavailable, also when nobody can tell whether it was done; what the database refuses."""
-        asked: _Asked[Q, A] = _Asked(question)
+        asked: _Asked[Q, A] = _Asked(question, anyio.current_time() + self._wire.deadline)
         self._waiting.append(asked)
-        if self._sending:
-            asked.turn = anyio.Event()
-            with anyio.CancelScope(shield=True):
-                await asked.turn.wait()
-        if not asked.answered:
-            await self._send()
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._see_to(asked)
+            except BaseException:  # the event loop itself ends this task: nobody else may wait for it
+                self._leave(asked)
+                raise
         if asked.fault is not None:
             raise asked.fault
         return asked.answer
 
-    async def _send(self) -> None:
+    # -- waiting, and taking turns -------------------------------------------------------------------------------
+
+    async def _see_to(self, asked: _Asked[Q, A]) -> None:
+        if self._sending:
+            with anyio.CancelScope(deadline=asked.until):
+                await asked.turn.wait()
+            if not asked.turn.is_set():
+                await self._outwait(asked)
+        if not asked.answered:
+            await self._send(asked)
+
+    async def _outwait(self, asked: _Asked[Q, A]) -> None:
+        """Its time is over: it is given up, unless it is being asked right now."""
+        if asked in self._waiting:
+            self._waiting.remove(asked)
+            asked.end(StorageUnavailable(NOT_SENT))
+        await asked.turn.wait()
+
+    def _leave(self, asked: _Asked[Q, A]) -> None:
+        """Its asker is gone. If it was to send the next batch, the one behind it does."""
+        if asked in self._waiting:
+            self._waiting.remove(asked)
+            if asked.turn.is_set():
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._sending = bool(self._waiting)
+        if self._waiting:
+            self._waiting[0].turn.set()
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    async def _send(self, leader: _Asked[Q, A]) -> None:
         """The batch of the moment; then the first who waits sends the next."""
         self._sending = True
         batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
         try:
             await self._answer(batch)
         finally:
-            for asked in batch:
-                asked.answered = True
-                if asked.turn:
-                    asked.turn.set()
-            self._sending = bool(self._waiting)
-            if self._waiting and (turn := self._waiting[0].turn):
-                turn.set()
+            self._let_down([asked for asked in batch if not asked.answered and asked is not leader])
+            self._pass_on()
+
+    def _let_down(self, left: list[_Asked[Q, A]]) -> None:
+        """Their batch was ended from outside: they are asked again, if that is the same as asking once."""
+        for asked in reversed(left):
+            if self._again and not asked.turn.is_set():
+                self._waiting.appendleft(asked)
+            else:
+                asked.end(Broken(GIVEN_UP))
 
     async def _answer(self, batch: list[_Asked[Q, A]]) -> None:
-        fault = await self._try(batch)
+        now = anyio.current_time()
+        until = max(min(asked.until for asked in batch), now + LEAST * self._wire.deadline)
+        fault = await self._try(batch, until)
         if fault is None:
             self.last = float(len(batch))
-        elif len(batch) > 1 and not isinstance(fault, StorageUnavailable):
+        if len(batch) > 1 and fault is not None and not isinstance(fault, StorageUnavailable):
             for asked in batch:
-                asked.fault = await self._try([asked])
+                asked.end(await self._try([asked], until))
         else:
             for asked in batch:
-                asked.fault = fault
+                asked.end(fault)
 
-    async def _try(self, batch: list[_Asked[Q, A]]) -> BaseException | None:
+    async def _try(self, batch: list[_Asked[Q, A]], until: float) -> BaseException | None:
         """What went wrong; None when all are answered."""
         for number in range(1, TRIES + 1):
             try:
-                with anyio.fail_after(self._wire.deadline, shield=True):
+                with anyio.fail_after(max(0.0, until - anyio.current_time())):
                     async with self._wire.held() as connection:
                         answers = await self._run(connection, [asked.question for asked in batch])
             except Broken as fault:
                 if not self._again or number == TRIES:
                     return fault
             except TimeoutError:
-                return StorageUnavailable("the database did not answer within server.database_deadline")
+                return StorageUnavailable(LATE)
             except StorageUnavailable as fault:
                 return fault
             except FAULTS as fault:
+                if busy(fault):
+                    return fault
                 if not repeatable(fault) or number == TRIES:
                     return translated(fault)
+            except OURS as fault:
+                return fault
             else:
                 for asked, answer in zip(batch, answers, strict=True):
                     asked.answer = answer
                 self.answered += sum(answer is not None for answer in answers)
                 return None
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(PAUSE * number)
+            await anyio.sleep(PAUSE * number)
         raise AssertionError("the last try returns")

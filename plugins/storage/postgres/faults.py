@@ -33,6 +33,8 @@ _TAKEN = {
 }
 """What is unique, in words, by the name of its constraint or index."""
 
+_HISTORY = "pk_transitions"
+"""Two steps of one intent with one number: the other one was written after this statement began."""
 _REPEATABLE = (pg.SerializationError, pg.DeadlockDetectedError, pg.InvalidCachedStatementError)
 
 _WHY: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
@@ -77,7 +79,14 @@ def repeatable(fault: BaseException | None) -> bool:
     """Whether the same transaction may well succeed when it is run again: nothing of it was kept."""
     if isinstance(fault, DBAPIError):
         return repeatable(beneath(fault))
+    if isinstance(fault, pg.UniqueViolationError):
+        return fault.constraint_name == _HISTORY
     return isinstance(fault, _REPEATABLE)
+
+
+def busy(fault: BaseException | None) -> bool:
+    """Whether another transaction held a lock for longer than this connection waits for one: nothing was done."""
+    return isinstance(fault, pg.LockNotAvailableError)
 
 
 def misled(fault: BaseException | None) -> bool:

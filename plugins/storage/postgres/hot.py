@@ -63,9 +63,9 @@ class Hot:
             return None
         return await self._records[home_of(one.intents[0].op).lane].ask(one)
 
-    async def claim(self, request: ClaimRequest) -> Claims:
+    async def claim(self, request: ClaimRequest) -> Claims | None:
         claims = await self._claims.ask(request)
-        self._taken += bool(claims.intents)
+        self._taken += bool(claims and claims.intents)
         return claims
 
     async def end(self, end: End) -> Settled | None:
@@ -78,7 +78,7 @@ class Hot:
         return await self._stores[home_of(new.op).lane].ask((new, end))
 
     async def intents(self, ids: Sequence[IntentId]) -> list[Intent]:
-        return await self._intents.ask(ids)
+        return await self._intents.ask(ids) or []
 
     async def view(self, agent_id: str) -> AgentView | None:
         return await self._views.ask(agent_id)
