@@ -527,6 +527,7 @@ class Intents(Protocol):
         Raises:
             IdempotencyConflict: the key, or one of the intents' own, was used for another request.
             AlreadyExists: the agent's slug is taken in its project.
+            NotFound: the new agent's broker was deleted.
         """
         ...
 
@@ -600,6 +601,10 @@ class Intents(Protocol):
         ...
 
     async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]: ...
+
+    async def follow(self, ids: Sequence[IntentId]) -> list[tuple[Intent, Agent | None]]:
+        """As `find_intents`, each with its agent as it is now: for who waits for an end, in one question."""
+        ...
 
     async def list_intents(self, where: IntentFilter, page: Page) -> list[Intent]: ...
 
@@ -702,7 +707,8 @@ class Brokers(Protocol):
         ...
 
     async def join_broker(self, join: BrokerJoin) -> Broker:
-        """Swap a join token for a secret, once. Raises: InvalidJoinToken, ExpiredJoinToken."""
+        """Swap a join token for a secret, once. The session that stands on the old secret is cleared, so that its next
+        renewal tells its node; the answer still names it. Raises: InvalidJoinToken, ExpiredJoinToken."""
         ...
 
     async def find_broker(self, ref: str) -> Broker | None:

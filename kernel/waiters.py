@@ -148,7 +148,7 @@ class Waiters:
                 return  # somebody read it along
             asked = list(self._unread)
             try:
-                self._told(await self._storage.find_intents(asked))
+                self._told(await self._storage.follow(asked))
                 self._unread.difference_update(asked)
             finally:
                 self._unread.discard(intent_id)
@@ -190,14 +190,14 @@ class Waiters:
         asked = self._waiting if ids is None else (IntentId(one) for one in ids)
         rows = [one for one in asked if any(waiter.recorded for waiter in self._waiting.get(one, ()))]
         if rows:
-            self._told(await self._storage.find_intents(rows))
+            self._told(await self._storage.follow(rows))
 
-    def _told(self, intents: list[Intent]) -> None:
-        for intent in intents:
+    def _told(self, found: list[tuple[Intent, Agent | None]]) -> None:
+        for intent, agent in found:
             for waiter in self._waiting.get(intent.id, ()):
                 waiter.taken = intent.state is not State.PENDING
             if intent.state.ended:
-                self.ended(intent)
+                self.ended(intent, agent)
                 continue
             for waiter in self._waiting.get(intent.id, ()):
                 waiter.moved(max(intent.progress_at or 0, intent.claimed_at or 0))

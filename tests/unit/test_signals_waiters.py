@@ -30,13 +30,13 @@ class Rows:
     def put(self, intent_id: str, state: State, **more: Any) -> None:
         self.rows[intent_id] = intent(intent_id, state, **more)
 
-    async def find_intents(self, ids: Sequence[str]) -> list[Intent]:
+    async def follow(self, ids: Sequence[str]) -> list[tuple[Intent, None]]:
         self.asked.append(sorted(ids))
         await anyio.sleep(self.slow)
         if self.away:
             self.away -= 1
             raise StorageUnavailable
-        return [self.rows[one] for one in ids if one in self.rows]
+        return [(self.rows[one], None) for one in ids if one in self.rows]
 
 
 def intent(intent_id: str, state: State, **more: Any) -> Intent:

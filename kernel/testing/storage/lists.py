@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from kernel.agent import AgentChange
+from kernel.agent import AgentChange, Phase
 from kernel.clock import Instant
 from kernel.intent import IntentId, Op, State
 from kernel.storage import AgentFilter, IntentFilter, Keyset, Page, Recording
@@ -113,6 +113,16 @@ class ListContract(StorageContract):
         for where, wanted in expected:
             assert set(ids(await world.storage.list_intents(where, Page()))) == wanted, where
             assert await world.storage.count_intents(where) == len(wanted), where
+
+    async def test_who_follows_an_intent_is_told_of_its_agent_too(self, world: World) -> None:
+        agent = await world.new_agent(Phase.RUNNING)
+        stop = await world.claimed(Op.STOP, agent)
+        said = await world.record(Op.MESSAGE, agent)
+        await world.end(stop, change=AgentChange(phase=Phase.STOPPED))
+        lost = await world.record(Op.DELETE, world.agent())
+        found = await world.storage.follow([said.id, lost.id, IntentId("nonsense"), stop.id])
+        assert [intent.id for intent, _ in found] == [said.id, lost.id, stop.id]
+        assert [told and told.phase for _, told in found] == [Phase.STOPPED, None, Phase.STOPPED]
 
     async def test_intents_are_found_by_id_in_the_order_asked(self, world: World) -> None:
         agent = await world.new_agent()

@@ -9,8 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import Intent, Lane, Op
-from plugins.storage.ledger.rows import Shape, same_names
+from kernel import Agent, Intent, Lane, Op
+from plugins.storage.ledger.rows import AGENT, Shape, same_names
 from plugins.storage.schema import Text, broker_dispatch, messages
 
 IN_PROGRESS = sa.literal_column("'in_progress'", Text())
@@ -50,6 +50,11 @@ class Home:
     def is_intent(self) -> Any:
         """False for messages to users."""
         return self.c.seq.is_not(None) if self.table is messages else sa.true()
+
+    def with_agent(self, row: Any) -> tuple[Intent, Agent | None]:
+        """A row of its columns, then those of its agent."""
+        at = len(self.shape)
+        return self.shape.read(row), AGENT.read(row, at) if row[at] is not None else None
 
     def select(self) -> sa.Select[Any]:
         return sa.select(*self.shape.columns)

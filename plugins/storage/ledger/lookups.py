@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import Intent, IntentFilter, IntentId, LaneView, Op, Page, State, Unfinished, is_uuid
+from kernel import Agent, Intent, IntentFilter, IntentId, LaneView, Op, Page, State, Unfinished, is_uuid
 from plugins.storage.ledger.history import history
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.pages import beyond, edge
@@ -32,6 +32,25 @@ def find_intents(tx: Tx, ids: Sequence[str]) -> list[Intent]:
         return []
     found = {intent.id: intent for home in HOMES for intent in tx.all(_FIND[home.lane], ids=wanted)}
     return [found[IntentId(intent_id)] for intent_id in dict.fromkeys(wanted) if intent_id in found]
+
+
+def followed(home: Home) -> Any:
+    """Intents, each with its agent."""
+    both = home.table.outerjoin(agents, agents.c.id == home.agent)
+    return sa.select(*home.shape.columns, *AGENT.columns).select_from(both).where(home.is_intent)
+
+
+_FOLLOW = {home.lane: Query(followed(home).where(among(home.c.id, "ids")), home.with_agent) for home in HOMES}
+
+
+def follow(tx: Tx, ids: Sequence[str]) -> list[tuple[Intent, Agent | None]]:
+    """As `find_intents`, with the agents as they are now."""
+    wanted = list(dict.fromkeys(intent_id.lower() for intent_id in ids if is_uuid(intent_id)))
+    if not wanted:
+        return []
+    rows = [row for home in HOMES for row in tx.all(_FOLLOW[home.lane], ids=wanted)]
+    found = {row[0].id: row for row in rows}
+    return [found[IntentId(intent_id)] for intent_id in wanted if intent_id in found]
 
 
 def find_intent(tx: Tx, intent_id: str) -> Intent | None:

@@ -125,7 +125,7 @@ class Operations(ABC):
         return await self._write(lambda tx: sessions.release_session(tx, session, code, sent))
 
     async def renew(self, held: Sequence[Session]) -> tuple[SessionId, ...]:
-        return await self._write(lambda tx: sessions.renew(tx, held))
+        return (await self._write(lambda tx: sessions.renew(tx, held))).lost
 
     # -- intents -------------------------------------------------------------------------------------------------
 
@@ -179,6 +179,9 @@ class Operations(ABC):
 
     async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]:
         return await self._read(lambda tx: lookups.find_intents(tx, ids))
+
+    async def follow(self, ids: Sequence[IntentId]) -> list[tuple[Intent, Agent | None]]:
+        return await self._read(lambda tx: lookups.follow(tx, ids))
 
     async def list_intents(self, where: IntentFilter, page: Page) -> list[Intent]:
         return await self._read(lambda tx: lookups.list_intents(tx, where, page))

@@ -6,26 +6,27 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from kernel import AgentView, Intent, IntentId, is_uuid
+from kernel import Agent, AgentView, Intent, IntentId, is_uuid
 from plugins.storage.ledger.agents import VIEW, read_view
 from plugins.storage.ledger.homes import HOMES
+from plugins.storage.ledger.lookups import followed
 from plugins.storage.ledger.query import among
 from plugins.storage.postgres.connecting import Connection
 from plugins.storage.postgres.given import Statement
 from plugins.storage.schema import agents
 
-_INTENTS = Statement(
-    lambda: sa.union_all(*(home.select().where(among(home.c.id, "ids"), home.is_intent) for home in HOMES))
-)
+_INTENTS = Statement(lambda: sa.union_all(*(followed(home).where(among(home.c.id, "ids")) for home in HOMES)))
 _AGENTS = Statement(lambda: VIEW.where(among(agents.c.id, "ids")))
 
 
-async def intents(connection: Connection, questions: Sequence[Sequence[IntentId]]) -> list[list[Intent]]:
-    """For each list of ids what is there, in its order."""
+async def intents(
+    connection: Connection, questions: Sequence[Sequence[IntentId]]
+) -> list[list[tuple[Intent, Agent | None]]]:
+    """For each list of ids what is there, in its order, with the agents as they are now."""
     asked = [list(dict.fromkeys(IntentId(one.lower()) for one in ids if is_uuid(one))) for ids in questions]
     every = list({one for ids in asked for one in ids})
     rows = await _INTENTS.rows(connection, ids=every) if every else []
-    found = {intent.id: intent for intent in map(HOMES[0].shape.read, rows)}
+    found = {row[0].id: row for row in map(HOMES[0].with_agent, rows)}
     return [[found[one] for one in ids if one in found] for ids in asked]
 
 

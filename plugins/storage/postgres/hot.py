@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from kernel import (
+    Agent,
     AgentView,
     ClaimRequest,
     Claims,
@@ -77,7 +78,7 @@ class Hot:
             return None
         return await self._stores[home_of(new.op).lane].ask((new, end))
 
-    async def intents(self, ids: Sequence[IntentId]) -> list[Intent]:
+    async def intents(self, ids: Sequence[IntentId]) -> list[tuple[Intent, Agent | None]]:
         return await self._intents.ask(ids) or []
 
     async def view(self, agent_id: str) -> AgentView | None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import anyio
 
 from kernel import (
+    Agent,
     AgentView,
     BusSettings,
     ClaimRequest,
@@ -40,6 +41,9 @@ from plugins.storage.postgres.runner import Runner
 from plugins.storage.postgres.sql import PostgresSql
 
 T = TypeVar("T")
+RENEWALS = 20
+RENEWAL_PAUSE = 0.05
+"""Seconds between two tries to renew what somebody else was writing."""
 
 
 class PostgresStorage(Operations):
@@ -112,7 +116,18 @@ class PostgresStorage(Operations):
         return await self._upkeep.write(lambda tx: nodes.beat(tx, node_id, draining))
 
     async def renew(self, held: Sequence[Session]) -> tuple[SessionId, ...]:
-        return await self._upkeep.write(lambda tx: sessions.renew(tx, held))
+        """A row that somebody else is writing is asked for again, and left to the next renewal if that takes long."""
+        lost: list[SessionId] = []
+        left = tuple(held)
+        for _ in range(RENEWALS):
+            asked = left
+            renewal = await self._upkeep.write(lambda tx, asked=asked: sessions.renew(tx, asked))  # type: ignore[misc]
+            lost += renewal.lost
+            left = renewal.busy
+            if not left:
+                break
+            await anyio.sleep(RENEWAL_PAUSE)
+        return tuple(lost)
 
     # -- what every call goes through ----------------------------------------------------------------------------
 
@@ -129,6 +144,9 @@ class PostgresStorage(Operations):
         return await self._hot.store(intent, end) or await super().insert_ended(intent, end)
 
     async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]:
+        return [intent for intent, _ in await self._hot.intents(ids)]
+
+    async def follow(self, ids: Sequence[IntentId]) -> list[tuple[Intent, Agent | None]]:
         return await self._hot.intents(ids)
 
     async def find_agent(self, ref: str, project_id: str | None = None) -> AgentView | None:
