@@ -9,15 +9,18 @@ import sqlalchemy as sa
 
 from kernel import (
     STARTS,
+    Agent,
     IdempotencyKey,
     Intent,
     IntentId,
     NewIntent,
+    NotFound,
     Recorded,
     Recording,
     Repeated,
     State,
     Transition,
+    is_uuid,
 )
 from plugins.storage.ledger.agents import insert_agent
 from plugins.storage.ledger.endings import SUPERSEDED, finish_pending
@@ -33,6 +36,13 @@ from plugins.storage.ledger.together import begin_together, fits
 from plugins.storage.schema import runtime_brokers
 
 _b = runtime_brokers.c
+# Shared: whoever deletes the broker waits for this agent, and then finds it.
+_THERE = Query[int](
+    sa.select(sa.literal_column("1"))
+    .where(_b.id == param("which"), _b.deleted_at.is_(None))
+    .with_for_update(read=True, key_share=True),
+    first,
+)
 _CARRIED = Query[int](
     sa.select(_b.connection_epoch)
     .where(
@@ -72,7 +82,8 @@ _STARTS = Query[Intent](
 def record(tx: Tx, recording: Recording) -> Recorded:
     """Everything that becomes true when a call is accepted.
 
-    Raises: IdempotencyConflict; AlreadyExists when the agent's slug is taken; Invalid.
+    Raises: IdempotencyConflict; AlreadyExists when the agent's slug is taken; NotFound when its broker is gone;
+    Invalid.
     """
     for key in sorted(_keys(recording), key=lambda key: (key.principal, key.key)):  # in one order, whoever asks
         in_turn(tx, key)
@@ -87,6 +98,7 @@ def record(tx: Tx, recording: Recording) -> Recorded:
     if recording.provider:
         provide(tx, recording.provider)
     if recording.agent:
+        _on_a_broker(tx, recording.agent)
         insert_agent(tx, recording.agent)
     transitions: list[Transition] = []
     superseded = _supersede(tx, recording, transitions) if recording.supersedes_starts else []
@@ -97,6 +109,12 @@ def record(tx: Tx, recording: Recording) -> Recorded:
         if new.key:
             keep_key(tx, new.key, intent_id=new.id)
     return Recorded(intents=tuple(intents), superseded=tuple(superseded), transitions=tuple(transitions))
+
+
+def _on_a_broker(tx: Tx, agent: Agent) -> None:
+    broker_id = agent.runtime_broker_id
+    if broker_id and (not is_uuid(broker_id) or tx.one(_THERE, which=broker_id) is None):
+        raise NotFound(f"broker {broker_id} is gone: name another for agent {agent.slug}")
 
 
 def known_before(tx: Tx, new: NewIntent) -> Intent | None:

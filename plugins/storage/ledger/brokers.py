@@ -39,6 +39,8 @@ _b = runtime_brokers.c
 _live = _b.deleted_at.is_(None)
 _ANY = Query(sa.select(*BROKER.columns).where(_b.id == param("ref")), BROKER.read)
 _BY_ID = Query(sa.select(*BROKER.columns).where(_b.id == param("ref"), _live), BROKER.read)
+# Alone with the row: what is read from it stays true until it is written.
+_LOCKED = Query(_BY_ID.statement.with_for_update(of=runtime_brokers), BROKER.read)  # type: ignore[attr-defined]
 _BY_NAME = Query(sa.select(*BROKER.columns).where(_b.name == param("ref"), _live), BROKER.read)
 _BY_SLUG = Query(sa.select(*BROKER.columns).where(_b.slug == param("ref"), _live), BROKER.read)
 _COUNT = Query[int](sa.select(sa.func.count()).select_from(runtime_brokers).where(_live), first)
@@ -117,6 +119,7 @@ def register_broker(tx: Tx, asked: BrokerRegistration) -> Registered:
         before = find_key(tx, asked.key)
         if before:
             return _registered_before(tx, before)
+    tx.queue(f"broker {asked.name}")  # its name is unique: who comes second registers it again
     known = tx.one(_ANY, ref=asked.broker_id) or tx.one(_BY_NAME, ref=asked.name)
     if known is None:
         tx.run(
@@ -223,12 +226,13 @@ _JOINED = Query[Any](
 
 
 def join_broker(tx: Tx, join: BrokerJoin) -> Broker:
-    """Swap a join token for a secret, once; what the broker had before is revoked.
+    """Swap a join token for a secret, once; what the broker had before is revoked, and the session that stands on it is
+    cleared. The answer still names that session, so that its node can be told.
 
     Raises: InvalidJoinToken, ExpiredJoinToken.
     """
     broker_id = join.broker_id.lower()
-    broker = tx.one(_BY_ID, ref=broker_id) if is_uuid(join.broker_id) else None
+    broker = tx.one(_LOCKED, ref=broker_id) if is_uuid(join.broker_id) else None
     token = tx.one(_FIND_TOKEN, hashed=join.token_hash, broker=broker_id) if broker else None
     if token is None or token[1] is not None:
         raise InvalidJoinToken()
@@ -237,9 +241,12 @@ def join_broker(tx: Tx, join: BrokerJoin) -> Broker:
     tx.run(_REVOKE, which=broker_id)
     tx.run(_SECRET, broker=broker_id, key=join.key_id, sealed_key=join.sealed)
     tx.run(_JOINED, which=broker_id, runs=join.version, can=join.capabilities)
+    tx.run(_CLEARED, which=broker_id)
     joined = tx.one(_BY_ID, ref=broker_id)
+    assert broker is not None
     assert joined is not None
-    return joined
+    former = {"connected_hub_id": broker.connected_hub_id, "connected_session_id": broker.connected_session_id}
+    return msgspec.structs.replace(joined, **former)
 
 
 def _refuse(token: tuple[Instant, Instant | None] | None) -> None:
@@ -284,30 +291,23 @@ _EDIT = Query[Any](
     )
     .where(_b.id == param("which"), _live)
 )
-_LET_GO = Query[Any](
-    sa.update(runtime_brokers)
-    .values(
-        connected_hub_id=None,
-        connected_session_id=None,
-        connection_kind=None,
-        disconnected_at=NOW,
-        lock_version=_b.lock_version + 1,
-    )
-    .where(_b.id == param("which"), _b.connection_kind == "direct")
-)
+_HELD_BY_NOBODY: dict[str, Any] = {
+    "connected_hub_id": None,
+    "connected_session_id": None,
+    "connection_kind": None,
+    "status": "offline",
+    "disconnected_at": NOW,
+    "updated": NOW,
+    "lock_version": _b.lock_version + 1,
+}
+_held = sa.and_(_b.id == param("which"), _b.connected_hub_id.is_not(None))
+_LET_GO = Query[Any](sa.update(runtime_brokers).values(_HELD_BY_NOBODY).where(_held, _b.connection_kind == "direct"))
 """Its endpoint is another: whoever calls the old one has lost the broker, and its renewal tells it so."""
+_CLEARED = Query[Any](sa.update(runtime_brokers).values(_HELD_BY_NOBODY).where(_held))
+"""Its secret is another: whoever holds the socket of the old one has lost the broker, signal or no signal."""
 _DELETE = Query[Any](
     sa.update(runtime_brokers)
-    .values(
-        deleted_at=NOW,
-        connected_hub_id=None,
-        connected_session_id=None,
-        connection_kind=None,
-        status="offline",
-        disconnected_at=sa.case((_b.connected_hub_id.is_not(None), NOW), else_=_b.disconnected_at),
-        updated=NOW,
-        lock_version=_b.lock_version + 1,
-    )
+    .values(deleted_at=NOW, updated=NOW, lock_version=_b.lock_version + 1)
     .where(_b.id == param("which"))
 )
 _LIVE_AGENTS = Query[int](
@@ -321,7 +321,7 @@ _LIVE_AGENTS = Query[int](
 def edit_broker(tx: Tx, edit: BrokerEdit) -> Broker:
     """Raises: NotFound; AlreadyExists when the new name is taken."""
     which = edit.broker_id.lower() if is_uuid(edit.broker_id) else NOBODY
-    before = tx.one(_BY_ID, ref=which) if edit.endpoint is not None else None
+    before = tx.one(_LOCKED, ref=which) if edit.endpoint is not None else None
     tx.run(
         _EDIT,
         which=which,
@@ -347,10 +347,11 @@ def delete_broker(tx: Tx, broker_id: BrokerId) -> None:
     Raises: NotFound; InvalidState while it has live agents.
     """
     which = broker_id.lower() if is_uuid(broker_id) else NOBODY
-    if tx.one(_BY_ID, ref=which) is None:
+    if tx.one(_LOCKED, ref=which) is None:
         raise NotFound(f"there is no broker {broker_id}")
     if tx.one(_LIVE_AGENTS, which=which):
         raise InvalidState("the broker still has agents: delete them first")
     tx.run(_DELETE, which=which)
+    tx.run(_CLEARED, which=which)
     tx.run(_REVOKE, which=which)
     tx.run(_FORGET_TOKENS, which=which)

@@ -24,6 +24,10 @@ POISON = Failure(
     status=502,
 )
 
+MOST_HELD = 100
+"""Messages that end with their agent at once: its end is written in time however many it has. The sweep ends the
+others."""
+
 _a = agents.c
 _REMOVE = Query[Any](sa.delete(agents).where(_a.id == param("which")))
 _MARK = Query[Any](
@@ -82,7 +86,8 @@ _HELD = Query[Intent](
         MESSAGES.unfinished(),
         MESSAGES.state == State.PENDING,
     )
-    .order_by(MESSAGES.c.seq),
+    .order_by(MESSAGES.c.seq)
+    .limit(MOST_HELD),
     MESSAGES.shape.read,
 )
 

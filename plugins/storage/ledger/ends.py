@@ -15,7 +15,7 @@ from plugins.storage.ledger.endings import CANCELLED, drop_held, finish_with_hel
 from plugins.storage.ledger.history import born_ended, step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intent
-from plugins.storage.ledger.query import NOW, Query, Tx, first, param
+from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, first, param
 from plugins.storage.ledger.rows import NOBODY
 from plugins.storage.schema import runtime_brokers
 
@@ -142,7 +142,13 @@ def _settled(tx: Tx, said: End | PutBack, intent: Intent, agent: Agent | None) -
 
 # -- LOCAL calls --------------------------------------------------------------------------------------------
 
-_EPOCH = Query[int](sa.select(runtime_brokers.c.connection_epoch).where(runtime_brokers.c.id == param("which")), first)
+# Shared: whoever claims the session meanwhile waits until the agent is changed, or changed it first.
+_EPOCH = Query[int](
+    sa.select(runtime_brokers.c.connection_epoch)
+    .where(runtime_brokers.c.id == param("which"))
+    .with_for_update(read=True),
+    first,
+)
 
 
 def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
@@ -224,6 +230,8 @@ def cancel(tx: Tx, intent_id: str, node_id: NodeId, by: str) -> Cancelled:
         return Cancelled(outcome="already_ended", intent=intent)
     detail = {"by": by} if by else None
     moved = finish_with_held(tx, intent, State.CANCELLED, CANCELLED, "cancelled", node_id, detail)
+    if not moved and intent.state is State.PENDING:
+        raise Overtaken  # taken or ended meanwhile: who has it in hand now?
     if not moved:
         return Cancelled(outcome="cancel_requested", intent=intent)
     return Cancelled(outcome="cancelled", intent=moved[0][0], transitions=tuple(told for _, told in moved))

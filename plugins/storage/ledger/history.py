@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from kernel import ACCEPTED, ROUTED, Instant, Intent, Op, State, Transition
-from plugins.storage.ledger.query import Query, Tx, param
+from plugins.storage.ledger.query import Query, Tx, among, param
 from plugins.storage.schema import parse, transitions
 
+T = TypeVar("T")
 _c = transitions.c
 LEFT_TO_REPORT = {"agent": "left to the broker's next report"}
 """The detail of an end that came when its broker had been claimed again."""
@@ -20,6 +22,17 @@ _LAST = Query[tuple[int, int]](
     sa.select(_c.n, _c.at).where(_c.intent_id == param("which")).order_by(_c.n.desc()).limit(1)
 )
 _OF_INTENT = Query[tuple[Any, ...]](sa.select(*_c).where(_c.intent_id == param("which")).order_by(_c.n))
+
+
+_newest = sa.select(sa.func.max(_c.n)).where(_c.intent_id == sa.literal_column("of_these.intent_id"))
+_these = transitions.alias("of_these")
+_LASTS = Query[tuple[Any, ...]](
+    sa.select(_these.c.intent_id, _these.c.n, _these.c.at).where(
+        among(_these.c.intent_id, "these"), _these.c.n == _newest.scalar_subquery()
+    )
+)
+SIZES = (25, 5, 1)
+"""Rows in one statement. Few sizes, so that each is compiled once."""
 
 
 @cache
@@ -58,6 +71,45 @@ def step(
     )
     _write(tx, told)
     return told
+
+
+def steps(
+    tx: Tx, moved: Sequence[tuple[Intent, Intent]], reason: str, node_id: Callable[[Intent], str]
+) -> list[Transition]:
+    """Write for many at once that each came from what it was into what it is: out of the hands that had it."""
+    last = {row[0]: row[1:] for row in tx.all(_LASTS, these=[after.id for _, after in moved])} if moved else {}
+    told = []
+    for before, after in moved:
+        n, since = last.get(after.id, (0, after.created_at))
+        told.append(
+            Transition(
+                intent_id=after.id,
+                op=after.op,
+                n=n + 1,
+                at=tx.now,
+                from_state=before.state,
+                to_state=after.state,
+                reason=reason,
+                node_id=node_id(before),
+                epoch=before.claimed_epoch,
+                attempt=before.attempts,
+                seconds=max(0, tx.now - since) / 1_000_000,
+                detail={},
+            )
+        )
+    for some in in_sizes(told):
+        _write(tx, *some)
+    return told
+
+
+def in_sizes(many: Sequence[T]) -> Iterator[list[T]]:
+    """All of them, in as few statements as may be."""
+    left = iter(many)
+    count = len(many)
+    for size in SIZES:
+        while count >= size:
+            yield list(islice(left, size))
+            count -= size
 
 
 def born(tx: Tx, intent: Intent, advice: dict[str, str]) -> list[Transition]:

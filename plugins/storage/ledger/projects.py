@@ -33,6 +33,8 @@ _INSERT = Query(
     sa.insert(projects).values({name: param(name) for name in _FIELDS}).returning(*PROJECT.columns), PROJECT.read
 )
 _BY_ID = Query(sa.select(*PROJECT.columns).where(_c.id == param("ref")), PROJECT.read)
+# Alone with the row: an agent that is being made in it is there, or will find it gone.
+_LOCKED = Query[int](sa.select(sa.literal_column("1")).where(_c.id == param("ref")).with_for_update(), first)
 _BY_SLUG = Query(sa.select(*PROJECT.columns).where(_c.slug == param("ref")), PROJECT.read)
 _COUNT = Query[int](sa.select(sa.func.count()).select_from(projects), first)
 _DELETE = Query[Any](sa.delete(projects).where(_c.id == param("which")))
@@ -56,7 +58,9 @@ _LIVE_AGENTS = Query[int](
     .limit(1),
     first,
 )
-_DELETE_AGENTS = Query[Any](sa.delete(agents).where(agents.c.project_id == param("which")))
+_DELETE_AGENTS = Query[Any](
+    sa.delete(agents).where(agents.c.project_id == param("which"), agents.c.deleted_at.is_not(None))
+)
 
 
 def create_project(tx: Tx, project: Project, key: IdempotencyKey | None) -> tuple[Project, Repeated | None]:
@@ -108,7 +112,7 @@ def edit_project(tx: Tx, edit: ProjectEdit) -> Project:
 def delete_project(tx: Tx, project_id: str) -> None:
     """Its agents that are deleted go with it. Raises: NotFound; InvalidState while it has live agents."""
     which = project_id.lower()
-    if not is_uuid(project_id) or tx.one(_BY_ID, ref=which) is None:
+    if not is_uuid(project_id) or tx.one(_LOCKED, ref=which) is None:
         raise NotFound(f"there is no project {project_id}")
     if tx.one(_LIVE_AGENTS, which=which):
         raise InvalidState("the project still has agents: delete them first")

@@ -35,7 +35,9 @@ _DELETE_STEPS = Query[Any](sa.delete(transitions).where(among(transitions.c.inte
 
 
 def _delete(table: sa.Table, stamp: sa.Column[Any]) -> Query[Any]:
-    return Query(sa.delete(table).where(Oldest(table, sa.and_(stamp.is_not(None), stamp < param("cutoff")))))
+    """Looked at once more when it goes: another hub may have renewed it meanwhile."""
+    old = stamp < param("cutoff")
+    return Query(sa.delete(table).where(Oldest(table, sa.and_(stamp.is_not(None), old)), old))
 
 
 _NONCES = _delete(nonces, nonces.c.seen_at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from kernel import (
@@ -23,7 +24,7 @@ from kernel import (
     SessionId,
     is_uuid,
 )
-from plugins.storage.ledger.query import NOW, Greatest, Query, Tx, among, first, param
+from plugins.storage.ledger.query import NOW, Greatest, Query, Tx, among, first, param, within
 from plugins.storage.ledger.rows import BROKER
 from plugins.storage.ledger.sweeping import STAMP_SENT, Moves, count_crash, hand_back, in_hand
 from plugins.storage.schema import hub_nodes, runtime_brokers
@@ -33,7 +34,7 @@ ORDERLY = 1000
 
 _b, _n = runtime_brokers.c, hub_nodes.c
 _FIND = Query(sa.select(*BROKER.columns).where(_b.id == param("which"), _b.deleted_at.is_(None)), BROKER.read)
-_FIND_LOCKED = Query(_FIND.statement.with_for_update(of=runtime_brokers), BROKER.read)  # type: ignore[attr-defined]
+_FIND_LOCKED = Query(_FIND.statement.with_for_update(of=runtime_brokers, key_share=True), BROKER.read)  # type: ignore[attr-defined]
 _CLAIM = Query[int](
     sa.update(runtime_brokers)
     .values(
@@ -140,13 +141,21 @@ _GONE: dict[str, Any] = {
 _RELEASE = Query[Any](
     sa.update(runtime_brokers).values(disconnected_at=NOW, disconnect_code=param("code"), **_GONE).where(_MINE)
 )
+_still_mine = (
+    among(_b.connected_session_id, "sessions"),
+    among(_b.id, "brokers"),
+    _b.connected_hub_id == param("node"),
+)
+# None waits for a row that somebody else holds: one hub that stands still would have the brokers of all others reaped.
+_free = sa.select(_b.id).where(*_still_mine).order_by(_b.id).with_for_update(key_share=True, skip_locked=True)
 _RENEW = Query[SessionId](
     sa.update(runtime_brokers)
     .values(renewed_at=NOW)
-    .where(among(_b.connected_session_id, "sessions"), among(_b.id, "brokers"), _b.connected_hub_id == param("node"))
+    .where(within(_b.id, _free), *_still_mine)
     .returning(_b.connected_session_id),
     first,
 )
+_NAMED = Query[SessionId](sa.select(_b.connected_session_id).where(*_still_mine), first)
 
 
 def _names(session: Session) -> dict[str, Any]:
@@ -170,16 +179,29 @@ def release_session(tx: Tx, session: Session, code: int, sent: Sequence[IntentId
     return Released(cleared=True, changed=moves.changed())
 
 
-def renew(tx: Tx, sessions: Sequence[Session]) -> tuple[SessionId, ...]:
-    """Those that the rows no longer name."""
-    held = {session.session_id: session for session in sessions}
-    for node in {session.node_id for session in sessions}:
+class Renewal(msgspec.Struct, frozen=True, kw_only=True):
+    lost: tuple[SessionId, ...] = ()
+    """The rows no longer name them."""
+    busy: tuple[Session, ...] = ()
+    """Named, but somebody else is about to write the row: to be asked again."""
+
+
+def renew(tx: Tx, sessions: Sequence[Session]) -> Renewal:
+    lost: list[SessionId] = []
+    busy: list[Session] = []
+    for node in sorted({session.node_id for session in sessions}):
         mine = [session for session in sessions if session.node_id == node]
-        brokers = [session.broker_id for session in mine]
-        renewed = tx.all(_RENEW, sessions=[session.session_id for session in mine], brokers=brokers, node=node)
-        for session_id in renewed:
-            held.pop(session_id, None)
-    return tuple(held)
+        values = {
+            "sessions": [session.session_id for session in mine],
+            "brokers": [session.broker_id for session in mine],
+            "node": node,
+        }
+        renewed = set(tx.all(_RENEW, **values))
+        left = [session for session in mine if session.session_id not in renewed]
+        named = set(tx.all(_NAMED, **values)) if left else set()
+        lost += [session.session_id for session in left if session.session_id not in named]
+        busy += [session for session in left if session.session_id in named]
+    return Renewal(lost=tuple(lost), busy=tuple(busy))
 
 
 # -- reap ---------------------------------------------------------------------------------------------------
@@ -203,18 +225,19 @@ _lives = (
     .correlate(runtime_brokers)
     .exists()
 )
-_STALE = Query[tuple[BrokerId, NodeId, Epoch]](
-    sa.select(_b.id, _b.connected_hub_id, _b.connection_epoch)
-    .where(
-        _b.connected_hub_id.is_not(None),
-        sa.or_(sa.not_(_lives), _b.renewed_at < param("stale_since")),
-    )
-    .with_for_update(of=runtime_brokers, skip_locked=True)
+MOST_REAPED = 100
+"""Brokers that one round clears: it is done in time however much a lost node had in hand."""
+_stale = (_b.connected_hub_id.is_not(None), sa.or_(sa.not_(_lives), _b.renewed_at < param("stale_since")))
+_STALE = Query[BrokerId](
+    sa.select(_b.id).where(*_stale).limit(MOST_REAPED).with_for_update(of=runtime_brokers, skip_locked=True), first
 )
-_CLEAR = Query[Any](
+# Their rows are locked: neither their owners nor their epochs change any more.
+_CLEAR = Query[BrokerId](
     sa.update(runtime_brokers)
     .values(disconnected_at=_b.renewed_at, disconnect_code=None, **_GONE)
-    .where(_b.id == param("which"), _b.connection_epoch == param("epoch"), _b.connected_hub_id.is_not(None))
+    .where(among(_b.id, "brokers"), *_stale)
+    .returning(_b.id),
+    first,
 )
 
 
@@ -227,11 +250,10 @@ def reap(tx: Tx, judge: NodeId, lost_after: float, stale_after: float) -> Reaped
     if tx.one(_MAY_JUDGE, judge=judge, silent_since=silent_since) is None:
         return Reaped()
     lost = tx.all(_LOSE, silent_since=silent_since)
+    stale_since = tx.now - int(stale_after * 1_000_000)
+    stale = tx.all(_STALE, stale_since=stale_since)
+    cleared = tx.all(_CLEAR, brokers=stale, stale_since=stale_since) if stale else []
     moves = Moves()
-    cleared: list[BrokerId] = []
-    for broker_id, owner, epoch in tx.all(_STALE, stale_since=tx.now - int(stale_after * 1_000_000)):
-        if tx.run(_CLEAR, which=broker_id, epoch=epoch) == 0:
-            continue
-        cleared.append(broker_id)
-        hand_back(tx, in_hand(tx, broker_id), "owner_lost", owner, moves)
+    if cleared:
+        hand_back(tx, in_hand(tx, *cleared), "owner_lost", None, moves)
     return Reaped(lost_nodes=tuple(lost), cleared=tuple(cleared), changed=moves.changed())

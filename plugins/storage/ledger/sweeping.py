@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from kernel import BrokerOffline, BrokerTimeout, Changed, Failure, Intent, NodeId, State, Transition
 from plugins.storage.ledger.claims import brokers_waiting
-from plugins.storage.ledger.endings import finish_with_held, poison
+from plugins.storage.ledger.endings import AGENT_DELETED, finish_pending, finish_with_held, poison
 from plugins.storage.ledger.eras import Unsure
-from plugins.storage.ledger.history import step
-from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, Home, home_of
+from plugins.storage.ledger.history import steps
+from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intents
 from plugins.storage.ledger.query import NOW, Query, Tx, among, param
-from plugins.storage.ledger.rows import held, last_held
-from plugins.storage.schema import Instant, runtime_brokers
+from plugins.storage.ledger.rows import NOBODY, held, last_held
+from plugins.storage.schema import Instant, agents, runtime_brokers
 
 POISON_AT = 3
 """Processes of a broker that died with an intent in flight, after which it is not sent again."""
@@ -44,9 +44,10 @@ class Moves:
 
 
 def _hand_back(home: Home) -> Query[Intent]:
-    """`claimed_epoch` and `sent_at` stay: the next claim of the session counts crashes by them."""
+    """`claimed_epoch` and `sent_at` stay: the next claim of the session counts crashes by them. What was taken anew
+    meanwhile is in the hands of another session."""
     statement = home.update(state=State.PENDING, claimed_by=None, claimed_session=None, next_attempt_at=None).where(
-        home.c.id == param("which"), home.state == IN_PROGRESS, home.c.attempts == param("attempt")
+        among(home.c.id, "these"), home.state == IN_PROGRESS, among(home.c.claimed_session, "sessions")
     )
     return Query(statement, home.shape.read)
 
@@ -54,23 +55,28 @@ def _hand_back(home: Home) -> Query[Intent]:
 _HAND_BACK = {home.lane: _hand_back(home) for home in HOMES}
 
 
-def hand_back(tx: Tx, intents: Iterable[Intent], reason: str, node_id: str, moves: Moves) -> None:
-    for intent in intents:
-        back = tx.one(_HAND_BACK[home_of(intent.op).lane], which=intent.id, attempt=intent.attempts)
-        if back:
-            epoch, attempt = intent.claimed_epoch, intent.attempts
-            moves.add((back, step(tx, back, State.IN_PROGRESS, reason, node_id, epoch=epoch, attempt=attempt)))
+def hand_back(tx: Tx, intents: Sequence[Intent], reason: str, by: str | None, moves: Moves) -> None:
+    """However many, in a few statements. `by` whom; None: by those who had them."""
+    moved: list[tuple[Intent, Intent]] = []
+    for home in HOMES:
+        mine = {intent.id: intent for intent in intents if home_of(intent.op) is home}
+        if mine:
+            sessions = sorted({intent.claimed_session or NOBODY for intent in mine.values()})
+            back = tx.all(_HAND_BACK[home.lane], these=list(mine), sessions=sessions)
+            moved += [(mine[after.id], after) for after in sorted(back, key=lambda intent: intent.seq)]
+    told = steps(tx, moved, reason, lambda before: by or before.claimed_by or before.node_id)
+    for (_, after), transition in zip(moved, told, strict=True):
+        moves.add((after, transition))
 
 
 def give_back(tx: Tx, taken: Iterable[Intent]) -> None:
-    """A claim of which its node never heard."""
-    for intent in taken:
-        hand_back(tx, [intent], "unheard", intent.claimed_by or intent.node_id, Moves())
+    """Claims of which their node never heard."""
+    hand_back(tx, list(taken), "unheard", None, Moves())
 
 
 def _in_hand(home: Home) -> Query[Intent]:
     return Query(
-        home.select().where(home.c.broker_id == param("broker"), home.state == IN_PROGRESS).order_by(home.c.seq + 0),
+        home.select().where(among(home.c.broker_id, "brokers"), home.state == IN_PROGRESS).order_by(home.c.seq + 0),
         home.shape.read,
     )
 
@@ -78,9 +84,9 @@ def _in_hand(home: Home) -> Query[Intent]:
 _IN_HAND = [_in_hand(home) for home in HOMES]
 
 
-def in_hand(tx: Tx, broker_id: str) -> list[Intent]:
-    """What anybody holds of one broker."""
-    return [intent for query in _IN_HAND for intent in tx.all(query, broker=broker_id)]
+def in_hand(tx: Tx, *broker_ids: str) -> list[Intent]:
+    """What anybody holds of these brokers."""
+    return [intent for query in _IN_HAND for intent in tx.all(query, brokers=list(broker_ids))]
 
 
 def _orphans(home: Home) -> Query[Intent]:
@@ -109,7 +115,26 @@ def redrive(tx: Tx, node_id: NodeId, limit: int) -> Changed:
         if len(found) < limit:
             found += tx.all(query, take=limit - len(found))
     hand_back(tx, found, "owner_lost", node_id, moves)
+    for intent in tx.all(_FORLORN, take=limit - len(found)) if len(found) < limit else ():
+        moves.add(finish_pending(tx, intent, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id))
     return moves.changed()
+
+
+# A value for each message, looked up by key: no join that a planner could begin with at its wrong end.
+_agent_lives = (
+    sa.select(sa.case((agents.c.deleted_at.is_(None), 1), else_=0))
+    .where(agents.c.id == MESSAGES.agent)
+    .correlate(MESSAGES.table)
+    .scalar_subquery()
+)
+_FORLORN = Query[Intent](
+    MESSAGES.select()
+    .where(MESSAGES.unfinished(), MESSAGES.state == State.PENDING, sa.func.coalesce(_agent_lives, 0) == 0)
+    .limit(param("take")),
+    MESSAGES.shape.read,
+)
+"""Messages that nobody can deliver any more: written while another hub deleted their agent, or too many to end with
+it."""
 
 
 # -- expired ------------------------------------------------------------------------------------------------

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import islice
 
 import sqlalchemy as sa
 
 from kernel import Intent, NewIntent, Op, State, Transition
 from plugins.storage.ledger.filling import next_seq, row_of
-from plugins.storage.ledger.history import born_together
+from plugins.storage.ledger.history import born_together, in_sizes
 from plugins.storage.ledger.homes import MESSAGES
 from plugins.storage.ledger.query import NextSeq, Query, Tx, param
-
-SIZES = (25, 5, 1)
-"""Rows in one statement. Few sizes, so that each is compiled once."""
 
 
 @cache
@@ -44,7 +40,7 @@ def begin_together(tx: Tx, intents: Sequence[NewIntent]) -> tuple[list[Intent], 
     """In the order of `intents`, which is the order of their numbers too."""
     written: list[Intent] = []
     told: list[Transition] = []
-    for some in _in_sizes(intents):
+    for some in in_sizes(intents):
         numbers = _numbers(tx, len(some))
         rows = [row_of(tx, new, seq=seq, state=State.PENDING) for new, seq in zip(some, numbers, strict=True)]
         values = {f"{name}_{n}": row.get(name) for n, row in enumerate(rows) for name in _NAMES}
@@ -52,15 +48,6 @@ def begin_together(tx: Tx, intents: Sequence[NewIntent]) -> tuple[list[Intent], 
         written += [found[new.id] for new in some]
         told += born_together(tx, [(found[new.id], new.advice) for new in some])
     return written, told
-
-
-def _in_sizes(intents: Sequence[NewIntent]) -> Iterator[list[NewIntent]]:
-    left = iter(intents)
-    count = len(intents)
-    for size in SIZES:
-        while count >= size:
-            yield list(islice(left, size))
-            count -= size
 
 
 def _numbers(tx: Tx, count: int) -> list[int | None]:

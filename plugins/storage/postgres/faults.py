@@ -33,8 +33,9 @@ _TAKEN = {
 }
 """What is unique, in words, by the name of its constraint or index."""
 
-_HISTORY = "pk_transitions"
-"""Two steps of one intent with one number: the other one was written after this statement began."""
+_FOUND_NOW = frozenset({"pk_transitions", "pk_idempotency_keys", "pk_broker_dispatch", "pk_messages"})
+"""Keys of rows that another transaction wrote since this one looked for them: a step with the same number, the same
+call's key, the same call itself. Run again, it finds them."""
 _REPEATABLE = (pg.SerializationError, pg.DeadlockDetectedError, pg.InvalidCachedStatementError)
 
 _WHY: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
@@ -80,7 +81,7 @@ def repeatable(fault: BaseException | None) -> bool:
     if isinstance(fault, DBAPIError):
         return repeatable(beneath(fault))
     if isinstance(fault, pg.UniqueViolationError):
-        return fault.constraint_name == _HISTORY
+        return fault.constraint_name in _FOUND_NOW
     return isinstance(fault, _REPEATABLE)
 
 

@@ -70,6 +70,8 @@ class Runner:
                     raise translated(fault) or fault from fault
                 met = fault
             await anyio.sleep(PAUSE * number * random.uniform(0.5, 1.5))
+        if isinstance(met, Overtaken):
+            raise StorageUnavailable("others change the same row again and again: nothing was done") from met
         raise translated(met) or met from met
 
     async def _transaction(self, function: Callable[[Tx], T]) -> T:
@@ -106,7 +108,7 @@ class Runner:
     async def _committed(self, connection: Connection) -> None:
         """Raises: StorageUnavailable when nobody can tell whether it was committed."""
         try:
-            await connection.execute("COMMIT", timeout=self._deadline)
+            ended = await connection.execute("COMMIT", timeout=self._deadline)
         except FAULTS as fault:
             if not gone(connection) and not isinstance(fault, TimeoutError):
                 raise
@@ -114,6 +116,8 @@ class Runner:
             drop(connection)
             told = "the database broke off at the commit: whether it was written is not known"
             raise StorageUnavailable(told) from fault
+        if ended != "COMMIT":
+            raise StorageUnavailable("the transaction failed before it was committed: nothing was done")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

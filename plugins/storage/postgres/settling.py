@@ -242,8 +242,8 @@ def _storing(home: Home) -> Any:
         .returning(*home.shape.columns)
         .cte("born")
     )
-    b = runtime_brokers.c
-    current = sa.select(b.connection_epoch).where(b.id == given.c.broker_id).scalar_subquery() == given.c.epoch
+    carried = _carried(given)
+    current = sa.select(carried.c.epoch).where(carried.c.id == given.c.broker_id).scalar_subquery() == given.c.epoch
     stored = sa.select(born.c.id).where(born.c.id == given.c.id).exists()
     done = (
         sa.select(given.c.n.label("place"), current.label("current"), *born.c)
@@ -254,6 +254,14 @@ def _storing(home: Home) -> Any:
     told = sa.insert(transitions).from_select([*STEP, "epoch", "attempt"], _history(given, done)).cte("told")
     intent = [done.c[name] for name in _names(home)]
     return _answer(given, after, done, [done.c.current, *intent]).add_cte(told)
+
+
+def _carried(given: Any) -> Any:
+    """The epochs of the brokers' rows, which are shared: whoever claims a session meanwhile waits until the agents are
+    changed, or has claimed it first, and then they are left alone."""
+    b = runtime_brokers.c
+    shared = sa.select(b.id, b.connection_epoch.label("epoch")).where(within(b.id, sa.select(given.c.broker_id)))
+    return shared.with_for_update(read=True).cte("carried").prefix_with("MATERIALIZED")
 
 
 _LEFT = (dump(LEFT_TO_REPORT) or "").replace("'", "''")
