@@ -55,8 +55,9 @@ def _agents_hinted(home: Home) -> Any:
     return told.distinct().cte(f"waiting_{home.lane}")
 
 
-def heads(home: Home, take: Any, *, hinted: bool) -> Any:
+def heads(home: Home, take: Any, *, hinted: bool, free: bool = False) -> Any:
     """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node.
+    `free`: what somebody else is writing at this moment is left for later.
 
     Nothing is joined that a planner could begin with at its wrong end: each agent's head is looked up, then its row.
     """
@@ -93,10 +94,11 @@ def heads(home: Home, take: Any, *, hinted: bool) -> Any:
         phase = sa.select(live).where(agents.c.id == messages.c.recipient_agent_id)
         terms.append(phase.correlate(messages).scalar_subquery() == Phase.RUNNING)
     found = sa.select(home.c.id).where(within(home.c.id, sa.select(head).select_from(waiting)), *terms)
-    return found.order_by(home.c.seq + 0).limit(take)  # else the index of all intents by `seq` would be walked
+    found = found.order_by(home.c.seq + 0).limit(take)  # else the index of all intents by `seq` would be walked
+    return found.with_for_update(of=home.table, key_share=True, skip_locked=True) if free else found
 
 
-def claiming(home: Home, take: Any, carries: Any, *, hinted: bool) -> Any:
+def claiming(home: Home, take: Any, carries: Any, *, hinted: bool, free: bool = False) -> Any:
     """One statement takes them, and only while the broker's row carries the session."""
     return home.update(
         state=IN_PROGRESS,
@@ -109,14 +111,14 @@ def claiming(home: Home, take: Any, carries: Any, *, hinted: bool) -> Any:
         accepted_at=None,
         progress_at=None,
         next_attempt_at=None,
-    ).where(within(home.c.id, heads(home, take, hinted=hinted)), home.state == State.PENDING, carries)
+    ).where(within(home.c.id, heads(home, take, hinted=hinted, free=free)), home.state == State.PENDING, carries)
 
 
 # Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.
 _CARRIED = Query[int](carried(paused=True).with_for_update(read=True), first)
 _CLAIM = {
     (home.lane, hinted): Query[Intent](
-        claiming(home, param("take"), carried(paused=False).exists(), hinted=hinted), home.shape.read
+        claiming(home, param("take"), carried(paused=False).exists(), hinted=hinted, free=True), home.shape.read
     )
     for home in HOMES
     for hinted in (False, True)

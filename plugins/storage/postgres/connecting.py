@@ -31,6 +31,10 @@ PINNED = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
+BRIEF = {"writer", "owner"}
+WAITS = "200ms"
+"""So long a statement of these waits for what somebody else holds locked: it goes for many, and another hub may stand
+still in the middle of a transaction. What must wait does so on a connection of the pool."""
 if TYPE_CHECKING:
     Base = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -225,6 +229,7 @@ def _settings(target: Target, dsn: Dsn, role: str, node_id: str, listen: bool) -
         "tcp_keepalives_count": "3",
         "tcp_user_timeout": str(int(SILENCE * 1_000)),
         **(PINNED if role in DEDICATED else {}),
+        **({"lock_timeout": WAITS} if role in BRIEF else {}),
     }
     return name | {key: value for key, value in wanted.items() if key not in dsn.given}
 

@@ -35,7 +35,7 @@ from plugins.storage.ledger.rows import AGENT
 from plugins.storage.postgres.claiming import last_step
 from plugins.storage.postgres.connecting import Connection
 from plugins.storage.postgres.durability import mode
-from plugins.storage.postgres.given import Statement, instant, listed, rows
+from plugins.storage.postgres.given import PLACE, Statement, instant, listed, rows
 from plugins.storage.postgres.recording import STEP, columns_of, created, deadline, given_for, row_of, step
 from plugins.storage.schema import SEQUENCE, Count, Flag, Id, Json, Text, agents, dump, runtime_brokers, transitions
 
@@ -81,6 +81,15 @@ def _told(end: End) -> dict[str, Any]:
         "changes": end.change is not None,
         **{f"to_{name}": value for name, value in told_of(change).items()},
     }
+
+
+def _one_an_agent(ends: Sequence[End]) -> list[tuple[int, End]]:
+    """With their places: one statement changes a row once, so of those that change one agent the first is written."""
+    firsts: dict[str, int] = {}
+    for n, one in enumerate(ends):
+        if one.change is not None:
+            firsts.setdefault(one.agent_id, n)
+    return [(n, one) for n, one in enumerate(ends) if one.change is None or firsts[one.agent_id] == n]
 
 
 # -- an end of recorded work ------------------------------------------------------------------------------------
@@ -165,9 +174,10 @@ _END = {home.lane: Statement(lambda home=home: _ending(home)) for home in HOMES}
 
 
 async def end(connection: Connection, ends: Sequence[End]) -> list[Settled | None]:
-    """All of one table. None: its row was in other hands, or ended; the ledger's function tells which."""
+    """All of one table. None: its row was in other hands, or ended, or its agent changes by another end already; the
+    ledger's function knows what to do."""
     home = home_of(ends[0].op)
-    told = [{"id": one.intent_id, **_told(one)} for one in ends]
+    told = [{PLACE: n, "id": one.intent_id, **_told(one)} for n, one in _one_an_agent(ends)]
     lazily = all(one.lazily for one in ends)
     outcome: list[Settled | None] = [None] * len(ends)
     for row in await _END[home.lane].rows(connection, given=listed(told), lazily=lazily):
@@ -289,9 +299,10 @@ _STORE = {home.lane: Statement(lambda home=home: _storing(home)) for home in HOM
 
 
 async def store(connection: Connection, calls: Sequence[tuple[NewIntent, End]]) -> list[Settled | None]:
-    """All of one table. None: it has a row already."""
+    """All of one table. None: it has a row already, or its agent changes by another end already."""
     home = home_of(calls[0][0].op)
-    told = [row_of(new, home) | _told(ended) for new, ended in calls]
+    changes = _one_an_agent([ended for _, ended in calls])
+    told = [{PLACE: n, **row_of(calls[n][0], home), **_told(ended)} for n, ended in changes]
     outcome: list[Settled | None] = [None] * len(calls)
     for row in await _STORE[home.lane].rows(connection, given=listed(told), lazily=False):
         new, ended = calls[row[0]]
