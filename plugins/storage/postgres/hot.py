@@ -1,4 +1,4 @@
-"""The few operations that every call goes through, on connections of their own: writer, owner and reader."""
+"""The few operations that every call goes through, on connections of their own."""
 
 from __future__ import annotations
 
@@ -28,19 +28,24 @@ Connect = Callable[[str], Awaitable[Connection]]
 """Opens a connection for a role."""
 
 
+ROLES = ("writer", "owner", "ender", "reader")
+"""Calls are recorded, claimed, ended and read beside each other: a claim that waited for ends cost a fifth of the calls
+at 64 in flight (bench/cross_hub.py)."""
+
+
 class Hot:
     """What answers None is a case for the ledger's function."""
 
     def __init__(self, connect: Connect, deadline: float, lives: dict[str, int]) -> None:
         """`lives`: microseconds, by name, that nodes and sessions live without a sign (see `PostgresTx`)."""
-        writer, owner, reader = (Wire(partial(connect, role), deadline) for role in ("writer", "owner", "reader"))
-        self._wires = (writer, owner, reader)
+        writer, owner, ender, reader = (Wire(partial(connect, role), deadline) for role in ROLES)
+        self._wires = (writer, owner, ender, reader)
         self._records = {home.lane: Batches(writer, recording.record, again=True) for home in HOMES}
         self._taken = 0
         """Claims that took something."""
         self._claims = Batches(owner, claiming.claim, again=False, most=1)
-        self._ends = {home.lane: Batches(owner, settling.end, again=True) for home in HOMES}
-        self._stores = {home.lane: Batches(owner, settling.store, again=True) for home in HOMES}
+        self._ends = {home.lane: Batches(ender, settling.end, again=True) for home in HOMES}
+        self._stores = {home.lane: Batches(ender, settling.store, again=True) for home in HOMES}
         self._intents = Batches(reader, finding.intents, again=True)
         self._views = Batches(reader, partial(finding.views, lives=lives), again=True)
 
