@@ -23,7 +23,7 @@ import msgspec
 from plugins.storage.postgres.dsn import Address, Dsn, parsed
 from plugins.storage.postgres.faults import FAULTS, Unreachable
 
-DEDICATED = frozenset({"writer", "owner", "reader", "signal", "upkeep"})
+DEDICATED = frozenset({"writer", "owner", "ender", "reader", "signal", "upkeep"})
 """Roles whose plans are pinned: their statements are few, known, and EXPLAINed by a test."""
 PINNED = {
     "plan_cache_mode": "force_generic_plan",
