@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import anyio
@@ -95,7 +96,7 @@ class Seen:
         raw: bytes = self._asked.scope.get("query_string", b"")
         return raw.decode("latin-1")
 
-    @property
+    @cached_property
     def headers(self) -> Mapping[str, str]:
         return headers_of(self._asked.scope)
 
