@@ -34,7 +34,7 @@ RARELY = {"sweep.stuck": "60s"}
 """What the rows tell is not looked at without a reason."""
 UNCLAIM = (
     "state = 'pending', attempts = attempts - 1, claimed_by = null, claimed_session = null, claimed_epoch = null, "
-    "ended_at = null, result = null"
+    "ended_at = null, result = null, sent_at = null"
 )
 UNEND = "state = 'in_progress', ended_at = null, result = null"
 
@@ -157,11 +157,13 @@ async def test_an_undone_claim_is_taken_again_and_its_work_left_in_flight(
 ) -> None:
     agent = await told.agent()
     call, dispatch = await told.in_flight(tasks, agent)
+    await told.until(lambda: told.row(dispatch, "sent_at is not null") == ["t"], "its row told that it was sent")
     told.server.sql(f"update runtime_brokers set paused = true where id = '{told.broker.broker_id}'", told.database)
     told.undo(dispatch, UNCLAIM)
     told.break_connections()
     await told.row_is(dispatch, "in_progress", "1")
     assert told.reasons(dispatch)[2:] == ["reclaimed"], "a claim takes nothing of a paused broker, and only heads"
+    await told.until(lambda: told.row(dispatch, "sent_at is not null") == ["t"], "told again that it was sent")
     await told.broker.release(agent)
     (await call.answered()).expect(200)
     told.took_effect_once(dispatch)

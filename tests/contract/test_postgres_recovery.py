@@ -15,7 +15,7 @@ from kernel.agent import Phase
 from kernel.config import Settings
 from kernel.intent import Op, State
 from kernel.node import NodeId
-from kernel.storage import Era, Known, Recording, Storage
+from kernel.storage import Era, Known, Recording, Recovered, Storage
 from kernel.testing.postgres import Server
 from kernel.testing.storage.recovery import held
 from kernel.testing.storage.world import FAILURE, World, ids
@@ -213,18 +213,18 @@ async def test_it_waits_for_a_claim_that_is_under_way(world: World, postgres_dsn
     )
     session = world.session
     await other.execute(taken, intent.id, session.node_id, session.session_id, session.epoch)
-    over = anyio.Event()
+    over, found = anyio.Event(), list[Recovered]()
 
     async def recover() -> None:
-        found = await world.storage.recover(Known(session=session))
-        assert found.strangers == held(await world.read(intent.id))
+        found.append(await world.storage.recover(Known(session=session)))
         over.set()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(recover)
         await anyio.sleep(0.5)
-        assert not over.is_set()
+        waited = not over.is_set()
         await other.execute("COMMIT")
         with anyio.fail_after(30):
             await over.wait()
     await other.close()
+    assert (waited, found[0].strangers) == (True, held(await world.read(intent.id)))

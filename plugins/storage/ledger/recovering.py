@@ -92,7 +92,7 @@ def _names(session: Session) -> dict[str, Any]:
 
 
 def _taken_again(tx: Tx, intent: Intent, session: Session, attempt: int) -> Intent | None:
-    if intent.attempts >= attempt or not _free(intent, session):
+    if not _free(intent, session):
         return None
     names = {"node": session.node_id, "session": session.session_id, "epoch": session.epoch}
     return tx.one(_TAKE_AGAIN[home_of(intent.op).lane], which=intent.id, attempt=attempt, **names)
