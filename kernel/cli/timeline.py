@@ -73,7 +73,8 @@ def _what(step: Row) -> str:
     if came_from == "routed":
         return "recorded" if to == "pending" else f"in hand at once: attempt {step.get('attempt')}"
     if to == "in_progress":
-        return f"claimed: attempt {step.get('attempt')}, epoch {step.get('epoch')}"
+        again = " again, the database had lost it" if reason == "reclaimed" else ""
+        return f"claimed{again}: attempt {step.get('attempt')}, epoch {step.get('epoch')}"
     if to == "pending":
         return f"put back: {LOST.get(reason, reason.replace('_', ' '))}"
     return f"{to}: {reason.replace('_', ' ')}" if to in ENDS else f"{to} ({reason})"

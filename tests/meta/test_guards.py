@@ -16,6 +16,7 @@ ROOMS = ("kernel", "plugins", "broker", "tests", "conf")
 CONTRACT = "tests/contract/test_postgres.py"
 SETTLING, CLAIMS = "plugins/storage/postgres/settling.py", "plugins/storage/ledger/claims.py"
 SESSIONS, PULSE = "plugins/storage/ledger/sessions.py", "kernel/pulse.py"
+RECOVERY = "tests/contract/test_postgres_recovery.py"
 LISTENER, BUS = "plugins/storage/postgres/listener.py", "plugins/storage/postgres/bus.py"
 
 
@@ -93,6 +94,34 @@ GUARDS = (
         " and self._clock.monotonic() - self._gap_ended_at >= self._grace",
         "",
         "tests/unit/test_dispatch_upkeep.py::test_after_a_broken_connection_nobody_is_judged_for_a_while",
+    ),
+    Guard(
+        "what is in hand is not sent again",
+        "kernel/drain.py",
+        "if self._recovery.lost(link, intent):",
+        "if False:",
+        "tests/unit/test_recovery.py::test_a_claim_of_what_is_in_hand_is_not_sent_again",
+    ),
+    Guard(
+        "an end waits until its claim is good again",
+        "kernel/ends.py",
+        "if settled.accepted or not work.link.open:",
+        "if True:",
+        "tests/unit/test_recovery.py::test_an_end_waits_until_its_claim_is_good_again",
+    ),
+    Guard(
+        "what is older than a crash may have happened",
+        "plugins/storage/ledger/endings.py",
+        "if intent.attempts > 0 or unsure(tx, intent.seq):",
+        "if intent.attempts > 0:",
+        f"{RECOVERY}::test_what_is_older_than_a_crash_may_have_happened",
+    ),
+    Guard(
+        "recovery waits for claims under way",
+        "plugins/storage/ledger/recovering.py",
+        ".with_for_update(), first)",
+        ", first)",
+        f"{RECOVERY}::test_it_waits_for_a_claim_that_is_under_way",
     ),
 )
 
