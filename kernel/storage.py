@@ -207,7 +207,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     waiting: bool = False
     """Something of this agent is pending and might be claimed now."""
     dropped: tuple[Intent, ...] = ()
-    """Messages that were held for an agent which this end deleted: cancelled with it."""
+    """Messages that were held for an agent which this end deleted: cancelled with it. `redrive` finds the rest."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -597,7 +597,8 @@ class Intents(Protocol):
         ...
 
     async def redrive(self, node_id: NodeId, limit: int) -> Changed:
-        """`in_progress` under an epoch that its broker's row no longer carries → `pending`."""
+        """`in_progress` under an epoch that its broker's row no longer carries → `pending`. Messages that wait for an
+        agent which is gone → `cancelled`: they were written beside its end, or were too many to end with it."""
         ...
 
     async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]: ...

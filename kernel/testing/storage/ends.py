@@ -380,6 +380,19 @@ class AgentChangeContract(StorageContract):
         assert (last.reason, last.detail) == ("agent_deleted", {"by": settled.intent.id, "op": "delete"})
         assert (await world.read(other.id)).state is State.PENDING
 
+    async def test_however_much_was_held_for_a_deleted_agent_it_ends(self, world: World) -> None:
+        """What is too much for the end itself, the sweep ends."""
+        agent = await world.new_agent(Phase.SUSPENDED)
+        said = tuple(world.intent(Op.MESSAGE, agent) for _ in range(130))
+        await world.storage.record(Recording(intents=said))
+        settled = await world.end(await world.claimed(Op.DELETE, agent), change=AgentChange(removal="soft"))
+        ended = {one.id for one in settled.dropped}
+        assert ended
+        while swept := (await world.storage.redrive(world.node, 100)).intents:
+            ended |= {one.id for one in swept}
+        assert ended == {one.id for one in said}
+        assert {one.state for one in await world.storage.find_intents(list(ended))} == {State.CANCELLED}
+
     async def test_what_was_held_for_an_agent_that_never_came_to_be_ends_with_it(self, world: World) -> None:
         agent, creation = await world.creation()
         held = await world.record(Op.MESSAGE, agent)

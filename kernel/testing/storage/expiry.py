@@ -221,6 +221,20 @@ class ExpiryContract(StorageContract):
         assert await world.storage.redrive(world.node, 100) == Changed()
         assert (await world.read(intent.id)).state is State.IN_PROGRESS
 
+    async def test_messages_to_an_agent_that_is_gone_are_not_held(self, world: World) -> None:
+        """They were on their way while it was deleted, or never came to be."""
+        deleted, (removed, creation) = await world.new_agent(), await world.creation()
+        await world.claim()
+        await world.end(await world.read(creation.id), state=State.FAILED, change=AgentChange(removal="row"))
+        await world.end(await world.claimed(Op.DELETE, deleted), change=AgentChange(removal="soft"))
+        gone = [await world.record(Op.MESSAGE, agent) for agent in (deleted, removed)]
+        held = await world.record(Op.MESSAGE, await world.new_agent(Phase.SUSPENDED))
+        changed = await world.storage.redrive(world.node, 100)
+        assert {(one.id, one.state) for one in changed.intents} == {(one.id, State.CANCELLED) for one in gone}
+        assert {told.reason for told in changed.transitions} == {"agent_deleted"}
+        assert (await world.read(held.id)).state is State.PENDING
+        assert await world.storage.redrive(world.node, 100) == Changed()
+
     async def _moved(self, world: World, intent: Intent) -> Intent:
         """Its agent is gone, so that its broker may be deleted under it."""
         other = await world.claimed(Op.MESSAGE, await world.read_agent(intent.agent_id))

@@ -10,7 +10,7 @@ import pytest
 
 from kernel.agent import Phase
 from kernel.broker import BrokerId, Provider
-from kernel.errors import AlreadyExists, Failure, IdempotencyConflict, Invalid
+from kernel.errors import AlreadyExists, Failure, IdempotencyConflict, Invalid, NotFound
 from kernel.intent import Op, State
 from kernel.message import Message
 from kernel.storage import IdempotencyKey, NewIntent, Page, Recorded, Recording
@@ -168,6 +168,17 @@ class RecordingContract(StorageContract):
         found = await world.storage.find_key(key())
         assert found is not None
         assert (found.intent_id, found.answer) == (None, b"nobody")
+
+    @pytest.mark.parametrize("gone", [True, False], ids=["deleted", "unknown"])
+    async def test_no_agent_is_made_on_a_broker_that_is_gone(self, world: World, gone: bool) -> None:
+        agent = world.agent(runtime_broker_id=world.broker.id if gone else uuid())
+        if gone:
+            await world.storage.delete_broker(world.broker.id)
+        recording = Recording(intents=(world.intent(Op.CREATE, agent),), agent=agent)
+        with pytest.raises(NotFound):
+            await world.storage.record(recording)
+        assert await world.storage.find_agent(agent.id) is None
+        assert await world.storage.find_intents([recording.intents[0].id]) == []
 
     async def test_each_of_many_may_have_a_key_of_its_own(self, world: World) -> None:
         agent = await world.new_agent()

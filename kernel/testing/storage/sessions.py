@@ -244,6 +244,36 @@ class SessionContract(StorageContract):
         assert await world.storage.renew([old, new]) == (old.session_id,)
         assert await world.storage.renew([]) == ()
 
+    async def test_a_join_takes_the_session_of_the_old_secret_away(self, world: World) -> None:
+        """The next renewal tells its node, also when the signal was lost; the answer names whom to tell at once."""
+        asked = world.registration(broker_id=world.broker.id, name=world.broker.name, slug=world.broker.slug)
+        await world.storage.register_broker(asked)
+        intent = await world.claimed(Op.STOP, await world.new_agent())
+        join = BrokerJoin(broker_id=world.broker.id, token_hash=asked.token_hash, key_id="k", sealed=b"s")
+        joined = await world.storage.join_broker(join)
+        old = world.session
+        assert (joined.connected_hub_id, joined.connected_session_id) == (old.node_id, old.session_id)
+        broker = await world.read_broker()
+        assert (broker.online, broker.connected_hub_id, broker.connected_session_id) == (False, None, None)
+        assert broker.connection_epoch == old.epoch
+        assert await world.storage.renew([old]) == (old.session_id,)
+        assert (await world.claim()).stale
+        assert not (await world.storage.release_session(old, 4409, [])).cleared
+        claimed = await world.connect()
+        assert claimed.session.epoch > old.epoch
+        assert ids(claimed.redriven.intents) == [intent.id]
+
+    async def test_a_join_of_a_broker_that_nobody_holds_leaves_how_it_left(self, world: World) -> None:
+        asked = world.registration(broker_id=world.broker.id, name=world.broker.name, slug=world.broker.slug)
+        await world.storage.register_broker(asked)
+        await world.disconnect(code=1000)
+        before = await world.read_broker()
+        join = BrokerJoin(broker_id=world.broker.id, token_hash=asked.token_hash, key_id="k", sealed=b"s")
+        assert (await world.storage.join_broker(join)).connected_session_id is None
+        after = await world.read_broker()
+        assert after.left_orderly
+        assert after.disconnected_at == before.disconnected_at
+
     async def test_renewal_moves_the_renewed_instant_only(self, world: World) -> None:
         before = await world.read_broker()
         await anyio.sleep(0.01)

@@ -31,7 +31,7 @@ PINNED = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-BRIEF = {"writer", "owner"}
+BRIEF = frozenset({"writer", "owner", "ender"})
 WAITS = "200ms"
 """So long a statement of these waits for what somebody else holds locked: it goes for many, and another hub may stand
 still in the middle of a transaction. What must wait does so on a connection of the pool."""

@@ -14,6 +14,8 @@ from plugins.storage.postgres.faults import FAULTS, repeatable, translated
 
 T = TypeVar("T")
 TRIES = 5
+AT_ONCE = 4
+"""Each transaction dials a connection of its own: so many at most, or the server has none left for other hubs."""
 
 
 class PostgresSql:
@@ -22,6 +24,7 @@ class PostgresSql:
     def __init__(self, engine: AsyncEngine, deadline: float) -> None:
         self._engine = engine
         self._deadline = deadline
+        self._places = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Rows for a SELECT or RETURNING, else none."""
@@ -43,7 +46,7 @@ class PostgresSql:
     async def _repeated(self, function: Callable[[Any], T]) -> T:
         for number in range(1, TRIES + 1):
             try:
-                async with self._engine.begin() as connection:
+                async with self._places, self._engine.begin() as connection:
                     return await connection.run_sync(function)
             except (*FAULTS, DBAPIError) as fault:
                 if number == TRIES or not repeatable(fault):
