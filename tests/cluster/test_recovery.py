@@ -259,7 +259,7 @@ async def test_a_claim_whose_answer_is_lost_is_made_good_at_once(tmp_path: Path,
 # -- ends ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("undone", [UNEND, UNCLAIM])
+@pytest.mark.parametrize("undone", [UNEND, UNCLAIM], ids=["end", "end and claim"])
 async def test_an_undone_end_is_written_again(told: Story, undone: str) -> None:
     agent = await told.agent()
     answer = (await told.far.do("stop", agent)).expect(200)
@@ -368,6 +368,7 @@ async def test_what_a_crash_may_have_undone_is_told_as_unknown(told: Story) -> N
     await told.far.broker_is(told.broker.broker_id, "offline")
     older = (await told.far.do("stop", agent, prefer="deliver=hold")).expect(202).dispatch
     told.server.restart("immediate")
+    await told.until(lambda: told.server.sql("select 1 from eras", told.database) != [], "the next era")
 
     async def recorded() -> str | None:
         answer = await told.far.do("stop", agent, prefer="deliver=hold")
