@@ -12,7 +12,7 @@ from kernel.agent import Agent, AgentChange
 from kernel.config import Settings
 from kernel.errors import StorageUnavailable
 from kernel.intent import Intent, Op, State
-from kernel.storage import IdempotencyKey, Recorded, Recording
+from kernel.storage import AgentEdit, IdempotencyKey, Recorded, Recording
 from kernel.testing.storage.world import World, ids
 from plugins.storage.postgres.connecting import Connection, Target
 from plugins.storage.postgres.opening import opened
@@ -109,9 +109,9 @@ async def test_a_key_that_somebody_holds_delays_no_other_call(world: World, othe
 
 
 @pytest.fixture
-async def hasty(postgres_dsn: str) -> AsyncIterator[World]:
-    """Its statements may take a second."""
-    storage = await opened(Target(dsn=postgres_dsn, deadline=1.0), Settings(), NODE)
+async def hasty(postgres_dsn: str, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Its statements may take a second, unless the test says so."""
+    storage = await opened(Target(dsn=postgres_dsn, deadline=getattr(request, "param", 1.0)), Settings(), NODE)
     yield await World.built(storage)
     await storage.close()
 
@@ -145,6 +145,28 @@ async def test_what_waits_too_long_leaves_no_transaction_behind(
     with anyio.fail_after(30):
         while await watcher.fetchval(f"{open_ones} AND pid <> pg_backend_pid()"):
             await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize("hasty", [4.0], indirect=True)
+async def test_what_somebody_holds_is_no_broken_connection(hasty: World, other: Connection) -> None:
+    """Else one hub that stands still would keep all others from judging it. Nor are too many calls at once."""
+    agent = await hasty.new_agent()
+    before = hasty.storage.breaks
+    refused: list[str] = []
+
+    async def edit() -> None:
+        try:
+            await hasty.storage.edit_agent(AgentEdit(agent_id=agent.id, name="other"))
+        except StorageUnavailable as fault:
+            refused.append(str(fault))
+
+    async with unfinished(other, (AGENT, agent.id)), anyio.create_task_group() as tasks:
+        for _ in range(80):
+            tasks.start_soon(edit)
+    assert len(refused) == 80
+    assert any("held a lock for too long" in one for one in refused)
+    assert any("came free" in one for one in refused)
+    assert hasty.storage.breaks == before
 
 
 # -- two ends in one batch -----------------------------------------------------------------------------------------

@@ -34,12 +34,27 @@ _APPLY = Query(
     .returning(*AGENT.columns),
     AGENT.read,
 )
+# Alone with the row: however many speak of one agent at once, each is heard.
+_LOCKED = Query(
+    sa.select(*AGENT.columns).where(_c.id == param("which")).with_for_update(key_share=True),
+    AGENT.read,
+)
 _SEEN = Query[Any](sa.update(agents).values(last_seen=NOW).where(_c.id == param("which")))
 
 
 def report(tx: Tx, said: Report) -> ReportOutcome:
     """Reports about a deleted agent, or about another broker's, find none."""
-    agent = agent_by_id(tx, said.agent_id.lower()) if is_uuid(said.agent_id) else None
+    if not is_uuid(said.agent_id):
+        return ReportOutcome(agent=None, changed=False)
+    which = said.agent_id.lower()
+    outcome = _heard(tx, said, agent_by_id(tx, which)) or _heard(tx, said, tx.one(_LOCKED, which=which))
+    if outcome is None:
+        raise Overtaken
+    return outcome
+
+
+def _heard(tx: Tx, said: Report, agent: Agent | None) -> ReportOutcome | None:
+    """None: the agent was changed since it was read."""
     if agent is None or agent.deleted_at is not None or said.broker_id not in (None, agent.runtime_broker_id):
         return ReportOutcome(agent=None, changed=False)
     changed = applied(agent, said)
@@ -56,9 +71,7 @@ def report(tx: Tx, said: Report) -> ReportOutcome:
         to_activity=changed.activity,
         to_detail=changed.detail,
     )
-    if after is None:
-        raise Overtaken
-    return ReportOutcome(agent=after, changed=True, run_unknown=run_unknown)
+    return None if after is None else ReportOutcome(agent=after, changed=True, run_unknown=run_unknown)
 
 
 def _stamp(tx: Tx, agent: Agent) -> None:

@@ -35,6 +35,10 @@ BRIEF = frozenset({"writer", "owner", "ender"})
 WAITS = "200ms"
 """So long a statement of these waits for what somebody else holds locked: it goes for many, and another hub may stand
 still in the middle of a transaction. What must wait does so on a connection of the pool."""
+PATIENT = frozenset({"pool", "upkeep", "sql"})
+WAITS_LONG, ENOUGH = 0.8, 0.9
+"""Of the deadline: so long these wait for one lock, and for one statement. So the server itself says that something is
+locked, or slow, before it is given up as one that does not answer."""
 if TYPE_CHECKING:
     Base = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -217,12 +221,13 @@ def _settings(target: Target, dsn: Dsn, role: str, node_id: str, listen: bool) -
     name = {"application_name": f"pointsman-{role}:{node_id}"}
     if target.pooled(listen=listen):
         return name
-    limit = str(int(target.deadline * 1_000))
+    limit = int(target.deadline * 1_000)
+    patient = {"lock_timeout": str(int(limit * WAITS_LONG)), "statement_timeout": str(int(limit * ENOUGH))}
     wanted = {
         "timezone": "UTC",
         "default_transaction_isolation": "read committed",
         "jit": "off",
-        "statement_timeout": limit,
+        "statement_timeout": str(limit),
         "idle_in_transaction_session_timeout": str(int(target.deadline * 2_000)),
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
@@ -230,6 +235,7 @@ def _settings(target: Target, dsn: Dsn, role: str, node_id: str, listen: bool) -
         "tcp_user_timeout": str(int(SILENCE * 1_000)),
         **(PINNED if role in DEDICATED else {}),
         **({"lock_timeout": WAITS} if role in BRIEF else {}),
+        **(patient if role in PATIENT else {}),
     }
     return name | {key: value for key, value in wanted.items() if key not in dsn.given}
 

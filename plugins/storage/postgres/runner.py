@@ -5,20 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from kernel import StorageUnavailable
 from plugins.storage.ledger.query import Overtaken, Tx
-from plugins.storage.postgres.connecting import Connection, Pool, drop, gone, rolled_back
+from plugins.storage.postgres.connecting import ENOUGH, Connection, Pool, drop, gone, rolled_back
 from plugins.storage.postgres.faults import FAULTS, misled, repeatable, translated
 from plugins.storage.postgres.tx import PostgresTx
 
 T = TypeVar("T")
 TRIES = 12
 """How often a transaction that meets others is run."""
+SILENCE = 0.95
+"""Of the deadline: a connection that was silent for so long under a call counts as broken."""
 PAUSE = 0.002
 """Seconds before it is run again, times the number of tries, with jitter."""
 
@@ -56,7 +58,6 @@ class Runner:
             with anyio.fail_after(self._deadline):
                 return await self._repeated(once)
         except TimeoutError as fault:
-            self.breaks += 1
             raise StorageUnavailable("the database did not answer within server.database_deadline") from fault
 
     async def _repeated(self, once: Callable[[], Awaitable[T]]) -> T:
@@ -119,12 +120,23 @@ class Runner:
         if ended != "COMMIT":
             raise StorageUnavailable("the transaction failed before it was committed: nothing was done")
 
+    async def _acquired(self) -> Any:
+        """Raises: StorageUnavailable when others have them all: too many calls are no broken connection."""
+        try:
+            return await self._pool.acquire(timeout=self._deadline * ENOUGH)
+        except TimeoutError as fault:
+            raise StorageUnavailable("no connection to the database came free in time: nothing was done") from fault
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        pooled = await self._pool.acquire(timeout=self._deadline)
+        pooled = await self._acquired()
         connection = cast("Connection", pooled)
+        silent_at = anyio.current_time() + self._deadline * SILENCE
         try:
             yield connection
+        except anyio.get_cancelled_exc_class():
+            self.breaks += anyio.current_time() > silent_at
+            raise
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0) as scope:
                 await self._pool.release(pooled)
