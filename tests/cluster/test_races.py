@@ -10,7 +10,7 @@ from kernel.config import Settings
 from kernel.errors import IdempotencyConflict
 from kernel.intent import Op, State
 from kernel.storage import IdempotencyKey, Recorded, Recording, Storage
-from kernel.testing.storage.world import World, uuid
+from kernel.testing.storage.world import FAILURE, World, uuid
 from plugins.storage.postgres.connecting import Connection, Target
 from plugins.storage.postgres.opening import opened
 from tests.cluster.steering import OTHER, met, other, waits_for_a_lock, watcher, world
@@ -112,6 +112,18 @@ async def test_a_cancel_that_meets_an_attempt_which_is_over_ends_what_is_pending
     assert cancelled.outcome == "cancelled"
     assert cancelled.intent.error
     assert cancelled.intent.error.code == "outcome_unknown"
+
+
+async def test_an_expiry_that_meets_an_attempt_which_is_over_leaves_nothing_that_starts_later(
+    world: World, other: Connection, watcher: Connection
+) -> None:
+    intent = await world.record(Op.STOP, await world.new_agent())
+    tried = ("UPDATE broker_dispatch SET attempts = 1 WHERE id = $1", intent.id)
+    changed = await met(other, watcher, lambda: world.storage.expire([intent.id], FAILURE, world.node), tried)
+    assert not isinstance(changed, Exception)
+    assert [one.state for one in changed.intents] == [State.EXPIRED]
+    assert changed.intents[0].error
+    assert changed.intents[0].error.code == "outcome_unknown"
 
 
 # -- keys ----------------------------------------------------------------------------------------------------------

@@ -234,6 +234,21 @@ class ReportContract(StorageContract):
         assert (await world.storage.report(said)).changed
         assert (await world.read_agent(agent.id)).phase is Phase.RUNNING
 
+    @pytest.mark.parametrize("ended", [True, False], ids=["ended", "in-flight"])
+    async def test_a_heartbeat_that_takes_it_for_quiet_is_not_believed_over_an_end(
+        self, world: World, ended: bool
+    ) -> None:
+        """It was quiet when that was asked, and is not any more when the heartbeat is stored."""
+        agent = await self._running(world)
+        intent = await world.claimed(Op.STOP, agent)
+        if ended:
+            await world.end(intent, change=AgentChange(phase=Phase.STOPPED))
+        before = await world.read_agent(agent.id)
+        other = Phase.RUNNING if ended else Phase.STOPPED
+        said = self._report(agent, source="heartbeat", run_id=None, phase=other, tells_runs=False)
+        assert not (await world.storage.report(said)).changed
+        assert (await world.read_agent(agent.id)).phase is before.phase
+
     @pytest.mark.parametrize("agent_id", MALFORMED)
     async def test_a_report_about_nobody_finds_nobody(self, world: World, agent_id: str) -> None:
         outcome = await world.storage.report(Report(agent_id=AgentId(agent_id), source="agent"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from kernel import Agent, AgentId, Report, ReportOutcome, applied, is_uuid
@@ -15,6 +16,8 @@ from plugins.storage.schema import agents
 
 SEEN_EVERY = 10 * 1_000_000
 """Microseconds in which reports that change nothing stamp `last_seen` once: a heartbeat costs no write each time."""
+QUIET = 5.0
+"""Seconds after an end in which a heartbeat that names no run may still tell of the time before it."""
 NEWEST = 20
 """How many of an agent's newest intents are looked at for one that ended a moment ago: inside a lane the newest ends
 last, but for some that were cancelled or expired while they waited."""
@@ -47,7 +50,26 @@ def report(tx: Tx, said: Report) -> ReportOutcome:
     if not is_uuid(said.agent_id):
         return ReportOutcome(agent=None, changed=False)
     which = said.agent_id.lower()
+    if _guesses(said):
+        return _heard_in_quiet(tx, said, which)
     outcome = _heard(tx, said, agent_by_id(tx, which)) or _heard(tx, said, tx.one(_LOCKED, which=which))
+    if outcome is None:
+        raise Overtaken
+    return outcome
+
+
+def _guesses(said: Report) -> bool:
+    """A heartbeat that names no run is believed in quiet only, and that may be over."""
+    return said.source == "heartbeat" and said.run_id is None and said.quiet
+
+
+def _heard_in_quiet(tx: Tx, said: Report, which: str) -> ReportOutcome:
+    """With the row alone: an end that changes the agent is seen, or comes after this."""
+    agent = agent_by_id(tx, which)
+    if agent is not None and applied(agent, said) is not None:
+        agent = tx.one(_LOCKED, which=which)
+        said = msgspec.structs.replace(said, quiet=quiet(tx, said.agent_id, QUIET))
+    outcome = _heard(tx, said, agent)
     if outcome is None:
         raise Overtaken
     return outcome

@@ -14,7 +14,7 @@ from plugins.storage.ledger.eras import Unsure
 from plugins.storage.ledger.history import steps
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intents
-from plugins.storage.ledger.query import NOW, Query, Tx, among, param
+from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, among, param
 from plugins.storage.ledger.rows import NOBODY, held, last_held
 from plugins.storage.schema import Instant, agents, runtime_brokers
 
@@ -143,7 +143,10 @@ it."""
 def expire(tx: Tx, ids: Sequence[str], failure: Failure, node_id: NodeId) -> Changed:
     moves = Moves()
     for intent in find_intents(tx, ids):
-        for moved in finish_with_held(tx, intent, State.EXPIRED, failure, "window", node_id):
+        ended = finish_with_held(tx, intent, State.EXPIRED, failure, "window", node_id)
+        if not ended and intent.state is State.PENDING:
+            raise Overtaken  # tried in between, and perhaps pending again: nobody may start it later
+        for moved in ended:
             moves.add(moved)
     return moves.changed()
 
