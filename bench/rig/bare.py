@@ -17,9 +17,10 @@ from falcon.asgi import WebSocket
 from kernel.__main__ import main
 from kernel.api import app
 from kernel.api.connect import Connect, Upgraded
+from kernel.api.envelopes import NewMessage
 from kernel.api.exchange import Asked, Responded
 from kernel.api.lifecycle import Lifecycle, Start
-from kernel.api.messages import Messages, NewMessage, Waits
+from kernel.api.messages import Messages, Waits
 from kernel.api.protocols import SOCKET
 from kernel.api.routes import route
 from kernel.link import Closed
