@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from kernel.agent import AgentChange, AgentId, Phase, Report
+from kernel.broker import Provider
 from kernel.config import Settings
 from kernel.errors import IdempotencyConflict
 from kernel.intent import Op, State
@@ -183,6 +184,28 @@ async def test_a_key_that_another_hub_is_about_to_keep_is_waited_for(
     assert told.repeated
     assert told.repeated.intent_id == first
     assert not await world.storage.find_intents([recording.intents[0].id])
+
+
+async def test_a_key_that_another_hub_kept_since_it_was_looked_for_is_not_taken_over(
+    world: World, other: Connection, watcher: Connection
+) -> None:
+    """One call with the key goes the way of calls that make more than a row, and waits there for something else; the
+    other is done meanwhile."""
+    agent = await world.new_agent()
+    key = IdempotencyKey(principal="user:test", key="one", request_hash="same")
+    provider = Provider(project_id=world.project.id, broker_id=world.broker.id, broker_name=world.broker.name)
+    recording = Recording(intents=(world.intent(Op.START, agent),), key=key, provider=provider)
+    first = uuid()
+    told = await met(
+        other,
+        watcher,
+        lambda: world.storage.record(recording),
+        ("SELECT 1 FROM projects WHERE id = $1 FOR UPDATE", world.project.id),
+        (KEPT, "user:test", "one", "same", first),
+    )
+    assert not isinstance(told, Exception)
+    assert told.repeated
+    assert told.repeated.intent_id == first
 
 
 async def test_an_intent_whose_first_recording_is_still_under_way_is_answered_with_its_row(

@@ -18,7 +18,8 @@ _THIS = sa.and_(_c.principal == param("whose"), _c.key == param("named"))
 _FIND = Query[tuple[Any, ...]](
     sa.select(_c.request_hash, _c.intent_id, _c.status, _c.answer).where(_THIS, _c.created > param("good_since"))
 )
-_FORGET = Query[Any](sa.delete(idempotency_keys).where(_THIS))
+# Only what is past its time: another hub may have kept the key a moment ago.
+_FORGET = Query[Any](sa.delete(idempotency_keys).where(_THIS, _c.created <= param("good_since")))
 _KEEP = Query[Any](sa.insert(idempotency_keys).values({column.name: param(column.name) for column in _c}))
 
 
@@ -42,7 +43,7 @@ def keep_key(
     tx: Tx, key: IdempotencyKey, *, intent_id: str | None = None, status: int | None = None, answer: bytes | None = None
 ) -> None:
     """One that is past its time makes room for the new one."""
-    tx.run(_FORGET, whose=key.principal, named=key.key)
+    tx.run(_FORGET, whose=key.principal, named=key.key, good_since=tx.now - LIFE)
     tx.run(
         _KEEP,
         principal=key.principal,
