@@ -17,11 +17,13 @@ from kernel.config import Settings
 from kernel.errors import PointsmanError, StorageUnavailable
 from kernel.intent import Intent, IntentId, Op, State
 from kernel.storage import ClaimRequest, Held, IdempotencyKey, Known, PutBack, Recording, Storage
+from kernel.testing.postgres import Server
 from kernel.testing.storage.world import ALL, FAILURE, World
 from kernel.transition import Transition
 from plugins.storage.postgres.connecting import Connection, Target
 from plugins.storage.postgres.opening import opened
-from tests.cluster.steering import OTHER, other, watcher, world
+from tests.cluster.steering import NODE, OTHER, other, watcher, world
+from tests.harness.pooler import Pooler
 
 __all__ = ["other", "watcher", "world"]
 pytestmark = pytest.mark.anyio
@@ -213,6 +215,25 @@ async def test_whatever_two_hubs_do_at_once_each_story_is_whole(
     assert set(kept) == set(storm.known)
     await nothing_is_in_nobodys_hands(other)
     await one_key_made_one_intent(other)
+
+
+async def test_behind_a_pooler_each_story_is_whole_too(postgres: Server, postgres_dsn: str, other: Connection) -> None:
+    """Statements of one hub go to the sessions of all: what a transaction needs is in the transaction."""
+    with Pooler(postgres.port) as pooler:
+        database = postgres_dsn.rpartition("/")[2].partition("?")[0]
+        target = Target(dsn=pooler.dsn(database), listen_dsn=postgres_dsn, statement_cache_size=0, deadline=20.0)
+        storages = [await opened(target, Settings(), node) for node in (NODE, OTHER)]
+        try:
+            storm = Storm(await World.built(storages[0]), (storages[0], storages[1]), 1)
+            await storm.begin()
+            await raged(storm)
+            await all_is_driven_again(storm)
+            assert set(await each_story_is_whole(storm, other)) == set(storm.known)
+            await nothing_is_in_nobodys_hands(other)
+            await one_key_made_one_intent(other)
+        finally:
+            for storage in storages:
+                await storage.close()
 
 
 @pytest.mark.parametrize("seed", range(3))

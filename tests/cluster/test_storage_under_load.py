@@ -34,6 +34,7 @@ from kernel.storage import (
     Reaped,
     Recording,
 )
+from kernel.testing.postgres import Server
 from kernel.testing.storage.world import World, uuid
 from plugins.storage.ledger import sessions
 from plugins.storage.ledger.query import Overtaken, Query, Tx
@@ -260,6 +261,48 @@ async def test_who_is_overtaken_again_and_again_is_told_to_come_back(world: Worl
     assert isinstance(storage, PostgresStorage)
     with pytest.raises(StorageUnavailable, match="again and again"):
         await storage._write(overtaken)
+
+
+async def test_in_front_of_a_frozen_server_every_call_is_told_in_time() -> None:
+    """However many there are, and however they come: all at once or one after the other."""
+    deadline = 1.0
+    with Server() as server:
+        storage = await opened(Target(dsn=server.dsn(), deadline=deadline), FEW, NODE)
+        world = await World.built(storage)
+        agent = await world.runs(await world.new_agent())
+        calls = _calls(world, agent.id, agent.run_id, agent.slug)
+        claim: Call = world.claim
+        slowest = 0.0
+
+        async def told(call: Call) -> None:
+            nonlocal slowest
+            began = time.monotonic()
+            with pytest.raises(StorageUnavailable):
+                await call()
+            slowest = max(slowest, time.monotonic() - began)
+
+        server.freeze()
+        async with anyio.create_task_group() as tasks:
+            for n in range(120):
+                tasks.start_soon(told, [*calls, claim][n % 9])
+                await anyio.sleep(0.02)
+        server.thaw()
+        assert slowest < 4 * deadline, "no call waits for the others' deadlines"
+        with anyio.fail_after(30):
+            for call in (*calls, claim):
+                await _at_last(call)
+        await storage.close()
+
+
+async def _at_last(call: Call) -> None:
+    """It may meet what the server still has to do, or connections of before."""
+    while True:
+        try:
+            await call()
+        except StorageUnavailable:
+            await anyio.sleep(0.1)
+        else:
+            return
 
 
 # -- a lost node ---------------------------------------------------------------------------------------------------
