@@ -9,13 +9,14 @@ MAKEFLAGS += --no-print-directory
 PORT ?= 8080
 PY := .venv/bin/python
 
-.PHONY: help setup run test chaos lint bench lock clean
+.PHONY: help setup run test chaos lint demo bench lock clean
 
 help:
 	@echo 'make run [PORT=8080]   a hub on SQLite with a built-in broker; Ctrl-C ends it'
 	@echo 'make test              everything that can be tested here'
 	@echo 'make chaos             storms over several hubs, the long form'
 	@echo 'make lint              ruff, mypy --strict, import rules'
+	@echo 'make demo              three hubs on PostgreSQL; one is killed in the middle of a command'
 	@echo 'make bench             measurements, with their floors beside them'
 	@echo 'make setup             .venv/, the one environment; the others begin with it'
 	@echo 'make lock              requirements.lock anew from pyproject.toml'
@@ -63,6 +64,9 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+demo: setup
+	@$(PY) examples/three_hubs.py
 
 bench: setup
 	@for script in bench/*.py; do echo "== $$script"; $(PY) "$$script"; done

@@ -21,16 +21,17 @@ class Moment(NamedTuple):
     what: str
 
 
-def timeline(dispatch: Row, transitions: Sequence[Row]) -> list[str]:
+def timeline(dispatch: Row, transitions: Sequence[Row], known: Mapping[str, str] | None = None) -> list[str]:
     """Lines of text: milliseconds since it was accepted, since the line before, which hub, what happened.
 
     `dispatch` is `GET /dispatches/{id}`, `transitions` those of its explanation. Hubs are named A, B, … in the order
-    in which they come; the last lines say which is which.
+    in which they come, but for those that are `known` by a name already; the last lines say which is which.
     """
     moments = sorted(_moments(dispatch, transitions), key=lambda moment: moment.at)
     if not moments:
         return []
-    names = _named([*(moment.node for moment in moments), *(_woken(step) for step in transitions)])
+    named = _named([*(moment.node for moment in moments), *(_woken(step) for step in transitions)])
+    names = named | dict(known or {})
     first, before = moments[0].at, moments[0].at
     lines = [_heading(dispatch, first)]
     for moment in moments:
@@ -38,7 +39,7 @@ def timeline(dispatch: Row, transitions: Sequence[Row]) -> list[str]:
         before = moment.at
         what = _with_names(moment.what, names)
         lines.append(f"{total:>10.1f} ms  {f'+{since:.1f}':>9}  {names.get(moment.node, '-')}  {what}")
-    return lines + [f"{name} = hub {node}" for node, name in names.items()]
+    return lines + [f"{name} = hub {node}" for node, name in names.items() if node not in (known or {})]
 
 
 def _heading(dispatch: Row, first: datetime) -> str:
