@@ -50,7 +50,9 @@ def main() -> None:
     )
     listening = config.bind_socket()
     ready = {"port": listening.getsockname()[1], "pid": os.getpid()}
-    Path(sys.argv[1]).write_text(json.dumps(ready))
+    made = Path(f"{sys.argv[1]}.new")
+    made.write_text(json.dumps(ready))
+    made.rename(sys.argv[1])
     uvicorn.Server(config).run([listening])
 
 
