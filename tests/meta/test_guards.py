@@ -123,6 +123,41 @@ GUARDS = (
         ", first)",
         f"{RECOVERY}::test_it_waits_for_a_claim_that_is_under_way",
     ),
+    Guard(
+        "only a key past its time makes room",
+        "plugins/storage/ledger/keys.py",
+        '.where(_THIS, _c.created <= param("good_since"))',
+        ".where(_THIS)",
+        "tests/cluster/test_races.py::test_a_key_that_another_hub_kept_since_it_was_looked_for_is_not_taken_over",
+    ),
+    Guard(
+        "a late end shares the broker's row",
+        SETTLING,
+        'shared.with_for_update(read=True).cte("carried")',
+        'shared.cte("carried")',
+        "tests/cluster/test_races.py::test_a_late_answer_leaves_an_agent_alone_that_a_newer_session_reported",
+    ),
+    Guard(
+        "renewal waits for nobody",
+        SESSIONS,
+        ".with_for_update(key_share=True, skip_locked=True)",
+        "",
+        "tests/cluster/test_races_places.py::test_a_broker_whose_row_somebody_holds_keeps_no_other_from_being_renewed",
+    ),
+    Guard(
+        "what goes for many waits for no lock",
+        "plugins/storage/postgres/connecting.py",
+        '        **({"lock_timeout": WAITS} if role in BRIEF else {}),\n',
+        "",
+        "tests/cluster/test_neighbours.py::test_ends_that_go_together_with_one_that_must_wait_do_not_wait",
+    ),
+    Guard(
+        "one statement changes an agent once",
+        SETTLING,
+        "if one.change is None or firsts[one.agent_id] == n]",
+        "]",
+        "tests/cluster/test_neighbours.py::test_of_two_ends_of_one_agent_in_one_batch_the_later_one_counts",
+    ),
 )
 
 
