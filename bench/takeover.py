@@ -42,7 +42,7 @@ async def takeover(cluster: Cluster, broker: OwnBroker, agent: str) -> tuple[flo
         answer = await asked.api.do("start", agent, prefer="wait=30")
         if answer.status == 200:
             took = time.monotonic() - began
-            await owner.start()
+            await owner.start(port=owner.port)  # where the broker looks for it
             return held or took, took
         await anyio.sleep(0.02)
 
