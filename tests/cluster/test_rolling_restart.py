@@ -226,7 +226,8 @@ async def test_a_local_call_whose_socket_moves_gives_its_caller_the_true_answer(
         one.child.send(signal.SIGTERM)
         await broker.seen(what="joined", dispatch=dispatch)
         asked = broker.events(what="request", dispatch=dispatch)
-        assert [(event["socket"], event["attempt"]) for event in asked] == [(1, 1), (2, 2)]
+        assert [event["attempt"] for event in asked] == [1, 2]
+        assert asked[0]["socket"] == 1 < asked[1]["socket"], "a dial may need a second try"
         await broker.release("slow")
         answer = (await call.answered()).expect(200)
         assert (answer.dispatch, answer.json["phase"]) == (dispatch, "stopped")
