@@ -80,7 +80,7 @@ async def _floors(bare: Floors, measured: Measured, seconds: float) -> None:
     http = await bare.http(1, seconds / 2)
     measured.echo.append(http)
     for name, times in (
-        ("database", await bare.database(seconds)),
+        ("database", [trip.back for trip in await bare.database(seconds)]),
         ("http", http.times),
         ("socket", await bare.socket(seconds / 2)),
     ):

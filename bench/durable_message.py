@@ -40,7 +40,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
     )
     delivered = report.Table(
         "from the POST to the frame at the broker",
-        *("callers", "messages", "p50 ms", "p99 ms", "all there after ms", "lost"),
+        *("callers", "messages", "p50 ms", "p99 ms", "all there after ms"),
         note="callers without pause outrun their agents' lanes, which go one by one; `all there`: after the last 202",
     )
     async with (
@@ -49,19 +49,19 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
         world(hub, max(CALLERS), directory) as (agents, broker),
     ):
         step("time to delivery")
-        paced = await _paced(hub, messages(hub, agents[:1])[0], chosen.seconds)
-        await _delivered(delivered, f"one message each {PACE * 1000:g} ms", paced, broker)
+        alone = await paced(hub, messages(hub, agents[:1])[0], chosen.seconds)
+        await _delivered(delivered, f"one message each {PACE * 1000:g} ms", alone, broker)
         for callers in CALLERS:
             step(f"durable message, {callers} at once")
             floor = await closed_loop(bare.address, messages(bare, agents[:callers]), chosen.seconds / 2)
-            calls, batch = await _send(hub, messages(hub, agents[:callers]), chosen.seconds)
+            calls, batch = await sent(hub, messages(hub, agents[:callers]), chosen.seconds)
             commit = commit_time(directory, batch, chosen.seconds / 4)
             _taken(taken, callers, floor, calls, batch, commit)
             await _delivered(delivered, str(callers), calls, broker)
     return taken, delivered
 
 
-async def _paced(hub: Hub, asked: bytes, seconds: float) -> Calls:
+async def paced(hub: Hub, asked: bytes, seconds: float) -> Calls:
     """One caller who leaves the lane time to get empty."""
     rounds: list[Calls] = []
     until = time.monotonic() + seconds
@@ -71,7 +71,7 @@ async def _paced(hub: Hub, asked: bytes, seconds: float) -> Calls:
     return Calls(timed=[call for one in rounds for call in one.timed], statuses={}, seconds=seconds)
 
 
-async def _send(hub: Hub, asked: list[bytes], seconds: float) -> tuple[Calls, int]:
+async def sent(hub: Hub, asked: list[bytes], seconds: float) -> tuple[Calls, int]:
     """The calls, and how many writes one commit held while they went on."""
     batches: list[float] = []
 
@@ -94,19 +94,24 @@ def _taken(table: report.Table, callers: int, floor: Calls, calls: Calls, batch:
     table.add(callers, bare, batch, commit * 1000, durable, late, calls.rate, durable / (bare + commit * 1000))
 
 
-async def _delivered(table: report.Table, callers: str, calls: Calls, broker: Child) -> None:
-    """Waits until the broker has them all, so that the next round starts with empty lanes."""
+async def arrivals(calls: Calls, broker: Child) -> dict[str, float]:
+    """When each came to the broker. Waits for all of them, so that the next round starts with empty lanes."""
     arrived: dict[str, float] = {}
     until = time.monotonic() + ARRIVES_WITHIN
     wanted = {call.dispatch for call in calls.timed}
     while not wanted <= arrived.keys() and time.monotonic() < until:
         arrived.update(await broker.ask("arrived"))
         await anyio.sleep(0.1)
-    times = [(arrived[call.dispatch] - call.asked_at) * 1000 for call in calls.timed if call.dispatch in arrived]
-    last = max(arrived.values()) - max(call.answered_at for call in calls.timed)
-    lost = len(wanted) - len(times)
+    lost = len(wanted - arrived.keys())
     assert not lost, f"{lost} of {len(wanted)} messages never reached the broker"
-    table.add(callers, len(times), report.median(times), report.percentile(times, 99), max(0.0, last * 1000), lost)
+    return {dispatch: arrived[dispatch] for dispatch in wanted}
+
+
+async def _delivered(table: report.Table, callers: str, calls: Calls, broker: Child) -> None:
+    arrived = await arrivals(calls, broker)
+    times = [(arrived[call.dispatch] - call.asked_at) * 1000 for call in calls.timed]
+    last = max(arrived.values()) - max(call.answered_at for call in calls.timed)
+    table.add(callers, len(times), report.median(times), report.percentile(times, 99), max(0.0, last * 1000))
 
 
 async def run(chosen: argparse.Namespace) -> None:

@@ -108,7 +108,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step) -> list[report.
         await world.build(agents=max(CALLERS))
         step("floors")
         bare = await round_trip(dsn, chosen.seconds / 2)
-        insert = report.median(await inserts(dsn, chosen.seconds / 2))
+        insert = report.median(await pingpong.inserted(dsn, chosen.seconds / 2))
         found, rates = {}, {}
         for callers in CALLERS:
             step(f"{callers} at once")
@@ -124,13 +124,6 @@ async def _backend(dsn: str, stack: AsyncExitStack) -> PostgresStorage:
     storage = await opened(Target(dsn=dsn), Settings(), NodeId(SYSTEM.uuid4()))
     stack.push_async_callback(storage.close)
     return storage
-
-
-async def inserts(dsn: str, seconds: float) -> list[float]:
-    connection = await pingpong.connected(dsn)
-    await connection.execute(pingpong.TABLE)
-    connection.terminate()
-    return await pingpong.inserted(dsn, seconds)
 
 
 def _steps(found: dict[int, dict[str, float]], bare: float, insert: float) -> report.Table:

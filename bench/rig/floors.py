@@ -43,9 +43,13 @@ class Floors:
                 times.append(time.perf_counter() - before)
         return times
 
-    async def database(self, seconds: float) -> list[float]:
+    async def database(self, seconds: float) -> list[pingpong.Trip]:
         """Three commits and two NOTIFYs, one after the other."""
         return await pingpong.there_and_back(self._dsn, seconds)
+
+    async def rows(self, rows: int, seconds: float) -> list[float]:
+        """So many durable rows in one commit."""
+        return await pingpong.inserted(self._dsn, seconds, rows)
 
 
 @asynccontextmanager

@@ -3,7 +3,8 @@
 Two processes, as two hubs are; each has one connection that writes and one that listens. The entry's commit of a row
 wakes the owner, which claims the row in a commit and ends it in another, and that wakes the entry. As the hubs do it,
 the first commit waits for the disk and the other two do not. NOTIFY goes with the commit, which costs no way of its
-own. This file is the owner's process; `there_and_back` is the entry.
+own. This file is the owner's process; `there_and_back` is the entry. `inserted` is a floor of its own: what is durable
+costs at least that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import time
 import uuid
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import uvloop
@@ -29,10 +30,17 @@ SELECT pg_notify('floor_owner', id::text) FROM born
 CLAIM = "UPDATE floor SET state = 1, claimed_at = now() WHERE id = $1 AND state = 0 RETURNING text"
 END = """
 WITH ended AS (UPDATE floor SET state = 2, ended_at = now(), result = $2 WHERE id = $1 AND state = 1 RETURNING id)
-SELECT pg_notify('floor_entry', id::text) FROM ended
+SELECT pg_notify('floor_entry', id || ' ' || $3) FROM ended
 """
-INSERT = "INSERT INTO floor (id, text) VALUES ($1, $2)"
+INSERT = "INSERT INTO floor (id, text) SELECT unnest($1::uuid[]), unnest($2::text[])"
 TEXT, RESULT = "x" * 250, "y" * 60
+
+
+class Trip(NamedTuple):
+    """Seconds from the beginning until it is claimed, and until its end is known."""
+
+    there: float
+    back: float
 
 
 async def connected(dsn: str, *, lazily: bool = False) -> Any:
@@ -40,34 +48,40 @@ async def connected(dsn: str, *, lazily: bool = False) -> Any:
     return await asyncpg.connect(dsn, server_settings=settings | ({"synchronous_commit": "off"} if lazily else {}))
 
 
-async def there_and_back(dsn: str, seconds: float) -> list[float]:
-    """Seconds of each, one after the other."""
+async def there_and_back(dsn: str, seconds: float) -> list[Trip]:
+    """One after the other."""
     writer, listener = await connected(dsn), await connected(dsn)
-    waiting: dict[str, asyncio.Future[None]] = {}
-    await listener.add_listener("floor_entry", lambda *given: waiting.pop(given[3]).set_result(None))
-    times: list[float] = []
+    waiting: dict[str, asyncio.Future[float]] = {}
+
+    def ended(*given: str) -> None:
+        one, claimed = given[3].split()
+        waiting.pop(one).set_result(float(claimed))
+
+    await listener.add_listener("floor_entry", ended)
+    trips: list[Trip] = []
     try:
-        until = time.perf_counter() + seconds
-        while (before := time.perf_counter()) < until:
+        until = time.monotonic() + seconds
+        while (before := time.monotonic()) < until:
             one = str(uuid.uuid4())
-            ended = waiting[one] = asyncio.get_running_loop().create_future()
+            end = waiting[one] = asyncio.get_running_loop().create_future()
             await writer.fetch(BORN, one, TEXT)
-            await asyncio.wait_for(ended, 10)
-            times.append(time.perf_counter() - before)
+            claimed = await asyncio.wait_for(end, 10)
+            trips.append(Trip(claimed - before, time.monotonic() - before))
     finally:
         writer.terminate()
         listener.terminate()
-    return times
+    return trips
 
 
-async def inserted(dsn: str, seconds: float) -> list[float]:
-    """Seconds of each durable commit of one row."""
+async def inserted(dsn: str, seconds: float, rows: int = 1) -> list[float]:
+    """Seconds of each durable commit of so many rows in one statement."""
     writer = await connected(dsn)
     times: list[float] = []
     try:
+        await writer.execute(TABLE)
         until = time.perf_counter() + seconds
         while (before := time.perf_counter()) < until:
-            await writer.fetch(INSERT, str(uuid.uuid4()), TEXT)
+            await writer.fetch(INSERT, [str(uuid.uuid4()) for _ in range(rows)], [TEXT] * rows)
             times.append(time.perf_counter() - before)
     finally:
         writer.terminate()
@@ -95,7 +109,7 @@ async def _serve(worker: Any, told: asyncio.Queue[str]) -> None:
     while True:
         one = await told.get()
         await worker.fetch(CLAIM, one)
-        await worker.fetch(END, one, RESULT)
+        await worker.fetch(END, one, RESULT, repr(time.monotonic()))
 
 
 if __name__ == "__main__":
