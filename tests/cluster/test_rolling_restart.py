@@ -20,7 +20,7 @@ from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.checker import check
 from tests.harness.cluster import Cluster
 from tests.harness.fixtures import tasks
-from tests.harness.history import Event
+from tests.harness.history import gaps
 from tests.harness.hubclient import Json
 from tests.harness.hubprocess import POINTSMAN
 from tests.harness.postgres import postgres, postgres_dsn, postgres_servers
@@ -99,21 +99,6 @@ async def restart_each(cluster: Cluster, between: float) -> None:
         print(f"{hub.child and hub.child.log.parent.name} stopped in {time.monotonic() - began:.2f} s")
         await hub.restart()
         await anyio.sleep(between)
-
-
-def gaps(history: Sequence[Event]) -> list[float]:
-    """For how long a scripted broker had no session, each time: between two of them, or nothing if they overlap."""
-    found, open_sockets, lost = [], 0, None
-    for event in history:
-        if event["what"] == "connected":
-            open_sockets += 1
-            if lost is not None:
-                found.append(event["t"] - lost)
-                lost = None
-        elif event["what"] == "closed":
-            open_sockets -= 1
-            lost = event["t"] if not open_sockets else None
-    return found
 
 
 def part_of(cluster: Cluster, broker: BrokerProcess, rows: list[Json], agents: set[str], *, dedupes: bool) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,21 @@ def read(path: Path) -> list[Event]:
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def gaps(history: Sequence[Event]) -> list[float]:
+    """For how long a scripted broker had no session, each time: between two of them, or nothing if they overlap."""
+    found, open_sockets, lost = [], 0, None
+    for event in history:
+        if event["what"] == "connected":
+            open_sockets += 1
+            if lost is not None:
+                found.append(event["t"] - lost)
+                lost = None
+        elif event["what"] == "closed":
+            open_sockets -= 1
+            lost = event["t"] if not open_sockets else None
+    return found
 
 
 def matching(events: list[Event], wanted: dict[str, Any]) -> Iterator[Event]:
