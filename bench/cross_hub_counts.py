@@ -1,6 +1,7 @@
 """What a call through the wrong hub asks of PostgreSQL: statements, commits and NOTIFYs of each call, one at a time and
-64 at once; how many of its updates touch no index (HOT); how often a table that grows was read from end to end; and how
-many connections listen. What hubs ask anyway (beats, probes, sweeps) is counted while nobody calls and taken off.
+64 at once; what became of each table's rows meanwhile, how many updates touched no index (HOT), and how often a table
+was read from end to end; and how many connections listen. The statements that hubs make anyway (beats, probes, sweeps)
+are counted while nobody calls and taken off.
 
 The floor is what the design needs: three commits and two NOTIFYs for a call alone, less of each where calls share them.
 """
@@ -10,67 +11,53 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
-import msgspec
 
 from bench.cross_hub import MANY, asked
 from bench.rig import cluster, report
 from bench.rig.caller import closed_loop
 
 SETTINGS = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_utility": "off"}
-SETTLES = 1.5
-"""Seconds after which every backend has told what it did."""
-NEEDED = {"commits": 3, "NOTIFYs": 2}
-COUNT = """
+SETTLES = 11.0
+"""Seconds after which every connection has told what it did to the tables: an idle one does within 10. Statements are
+counted at once."""
+STATEMENTS = """
 SELECT sum(calls) FILTER (WHERE query NOT LIKE '%pg_notify%'),
        sum(calls) FILTER (WHERE query ~ '(INSERT INTO|UPDATE|DELETE FROM) '),
        sum(calls) FILTER (WHERE query LIKE '%pg_notify%')
 FROM pg_stat_statements JOIN pg_database ON pg_database.oid = dbid WHERE datname = current_database()
 """
-TABLES = """
-SELECT sum(n_tup_upd), sum(n_tup_hot_upd), sum(seq_scan) FILTER (WHERE relname <> 'hub_nodes') FROM pg_stat_user_tables
-"""
-"""`hub_nodes` is as long as there are hubs and is read from end to end with each call; the others grow with use."""
+TABLES = "SELECT relname, n_tup_ins, n_tup_upd, n_tup_hot_upd, seq_scan FROM pg_stat_user_tables ORDER BY relname"
 LISTENING = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pointsman%listen%'"
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """Since the server's start."""
+class Statements(NamedTuple):
+    """Since the server's start, or between two moments; or of each call, or of each second."""
 
-    statements: float
+    all: float
     writing: float
     notifies: float
-    updates: float
-    hot: float
-    scans: float
 
-    def since(self, before: Counts, seconds: float = 0.0, idle: Counts | None = None) -> Counts:
-        """What was counted meanwhile, without `seconds` of what is counted each second while nobody calls."""
-        names = self.__struct_fields__
-        return Counts(
-            *(
-                max(0.0, getattr(self, name) - getattr(before, name) - seconds * (getattr(idle, name) if idle else 0))
-                for name in names
-            )
-        )
+    def less(self, others: Statements, times: float = 1.0) -> Statements:
+        return Statements(*(one - other * times for one, other in zip(self, others, strict=True)))
 
-    def each(self, count: float) -> Counts:
-        return Counts(*(getattr(self, name) / count for name in self.__struct_fields__))
+    def each(self, count: float) -> Statements:
+        return Statements(*(one / count for one in self))
 
 
-async def counted(hubs: cluster.Cluster) -> Counts:
+def statements(hubs: cluster.Cluster) -> Statements:
+    return Statements(*(float(cell or 0) for cell in hubs.sql(STATEMENTS)[0]))
+
+
+async def tables(hubs: cluster.Cluster) -> dict[str, list[int]]:
+    """Table → rows inserted, rows updated, of them HOT, reads from end to end."""
     await anyio.sleep(SETTLES)
-    return Counts(*(float(cell or 0) for row in (*hubs.sql(COUNT), *hubs.sql(TABLES)) for cell in row))
+    return {name: [int(cell or 0) for cell in cells] for name, *cells in hubs.sql(TABLES)}
 
 
 async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
-    table = report.Table(
-        "what a call through the wrong hub asks of PostgreSQL",
-        *("call", "at once", "calls", "statements", "commits", "NOTIFYs", "updates", "HOT share", "seq scans"),
-        note="of each call, without what idle hubs ask; a commit is a statement that writes. Needed by a call alone: "
-        + ", ".join(f"{count} {name}" for name, count in NEEDED.items()),
-    )
     async with (
         cluster.postgres(SETTINGS) as server,
         cluster.clustered(directory, server, hubs=chosen.hubs) as hubs,
@@ -79,33 +66,54 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
         hubs.sql("CREATE EXTENSION pg_stat_statements")
         await closed_loop(entry.address, asked(entry, agents, "start"), 1.0)
         step("nobody calls")
-        before = await counted(hubs)
+        began = await tables(hubs)
+        before = statements(hubs)
         await anyio.sleep(chosen.seconds)
-        idle = (await counted(hubs)).since(before).each(chosen.seconds + SETTLES)
+        idle = statements(hubs).less(before).each(chosen.seconds)
+        made = report.Table(
+            "what a call through the wrong hub asks of PostgreSQL",
+            *("call", "at once", "calls", "statements", "commits", "NOTIFYs"),
+            note="of each call; a commit is a statement that writes; needed by a call alone: 3 commits, 2 NOTIFYs",
+        )
+        total = 0
         for callers in (1, MANY):
             for verb in ("has-prompt", "start"):
                 step(f"{verb}, {callers} at once")
-                before = await counted(hubs)
+                before = statements(hubs)
                 calls = await closed_loop(entry.address, asked(entry, agents[:callers], verb), chosen.seconds)
                 count = len(calls.timed)
-                one = (await counted(hubs)).since(before, chosen.seconds + SETTLES, idle).each(count)
-                share = one.hot / one.updates if one.updates else 0.0
-                table.add(
-                    verb, callers, count, one.statements, one.writing, one.notifies, one.updates, share, one.scans
-                )
-        idling = report.Table(
-            "what hubs ask while nobody calls, each second",
-            *("hubs", "statements", "commits", "NOTIFYs", "seq scans", "connections that listen"),
-        )
-        listening = int(hubs.sql(LISTENING)[0][0])
-        idling.add(chosen.hubs, idle.statements, idle.writing, idle.notifies, idle.scans, listening)
-    return [table, idling]
+                made.add(verb, callers, count, *statements(hubs).less(before).less(idle, calls.seconds).each(count))
+                total += count
+        step("tables")
+        return [made, _rows(began, await tables(hubs), total), _idle(hubs, idle)]
+
+
+def _rows(before: dict[str, list[int]], after: dict[str, list[int]], calls: int) -> report.Table:
+    table = report.Table(
+        f"the tables' rows in these {calls:,} calls",
+        *("table", "inserted by a call", "updated by a call", "HOT share", "reads from end to end by a call"),
+        note="with what hubs do anyway; hub_nodes has a row for each hub",
+    )
+    for name, counts in after.items():
+        inserted, updated, hot, scans = (now - then for now, then in zip(counts, before[name], strict=True))
+        if inserted or updated or scans:
+            table.add(name, inserted / calls, updated / calls, hot / updated if updated else "-", scans / calls)
+    return table
+
+
+def _idle(hubs: cluster.Cluster, idle: Statements) -> report.Table:
+    table = report.Table(
+        "what hubs ask while nobody calls, each second",
+        *("hubs", "statements", "commits", "NOTIFYs", "connections that listen"),
+    )
+    table.add(len(hubs.hubs), *idle, int(hubs.sql(LISTENING)[0][0]))
+    return table
 
 
 async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(5) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(6) as step:
+        found = await measure(chosen, step, Path(made))
+    report.tell(chosen, *found)
 
 
 if __name__ == "__main__":

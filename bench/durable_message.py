@@ -38,11 +38,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
         *("callers", "bare p50 ms", "in one commit", "commit ms", "202 p50 ms", "202 p99 ms", "202/s", "p50 × floor"),
         note="floor: the bare route's p50, and one bare commit of as many rows",
     )
-    delivered = report.Table(
-        "from the POST to the frame at the broker",
-        *("callers", "messages", "p50 ms", "p99 ms", "all there after ms"),
-        note="callers without pause outrun their agents' lanes, which go one by one; `all there`: after the last 202",
-    )
+    delivered = deliveries()
     async with (
         serving(directory / "bare", bare=True) as bare,
         serving(directory / "hub") as hub,
@@ -50,14 +46,14 @@ async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path
     ):
         step("time to delivery")
         alone = await paced(hub, messages(hub, agents[:1])[0], chosen.seconds)
-        await _delivered(delivered, f"one message each {PACE * 1000:g} ms", alone, broker)
+        await deliver(delivered, f"one message each {PACE * 1000:g} ms", alone, broker)
         for callers in CALLERS:
             step(f"durable message, {callers} at once")
             floor = await closed_loop(bare.address, messages(bare, agents[:callers]), chosen.seconds / 2)
-            calls, batch = await sent(hub, messages(hub, agents[:callers]), chosen.seconds)
+            calls, batch = await _send(hub, messages(hub, agents[:callers]), chosen.seconds)
             commit = commit_time(directory, batch, chosen.seconds / 4)
             _taken(taken, callers, floor, calls, batch, commit)
-            await _delivered(delivered, str(callers), calls, broker)
+            await deliver(delivered, str(callers), calls, broker)
     return taken, delivered
 
 
@@ -71,7 +67,7 @@ async def paced(hub: Hub, asked: bytes, seconds: float) -> Calls:
     return Calls(timed=[call for one in rounds for call in one.timed], statuses={}, seconds=seconds)
 
 
-async def sent(hub: Hub, asked: list[bytes], seconds: float) -> tuple[Calls, int]:
+async def _send(hub: Hub, asked: list[bytes], seconds: float) -> tuple[Calls, int]:
     """The calls, and how many writes one commit held while they went on."""
     batches: list[float] = []
 
@@ -107,11 +103,23 @@ async def arrivals(calls: Calls, broker: Child) -> dict[str, float]:
     return {dispatch: arrived[dispatch] for dispatch in wanted}
 
 
-async def _delivered(table: report.Table, callers: str, calls: Calls, broker: Child) -> None:
+def deliveries() -> report.Table:
+    return report.Table(
+        "from the POST to the frame at the broker",
+        *("callers", "messages", "p50 ms", "p99 ms", "at the broker/s", "all there after ms"),
+        note="callers without pause outrun their agents' lanes, which go one by one; `all there`: after the last 202",
+    )
+
+
+async def deliver(table: report.Table, callers: str, calls: Calls, broker: Child) -> list[float]:
+    """Waits until all are there, and adds a row. The seconds that each took."""
     arrived = await arrivals(calls, broker)
-    times = [(arrived[call.dispatch] - call.asked_at) * 1000 for call in calls.timed]
-    last = max(arrived.values()) - max(call.answered_at for call in calls.timed)
-    table.add(callers, len(times), report.median(times), report.percentile(times, 99), max(0.0, last * 1000))
+    times = [arrived[call.dispatch] - call.asked_at for call in calls.timed]
+    last = max(arrived.values())
+    rate = len(times) / (last - min(call.asked_at for call in calls.timed))
+    late = max(0.0, last - max(call.answered_at for call in calls.timed))
+    table.add(callers, len(times), report.median(times) * 1000, report.percentile(times, 99) * 1000, rate, late * 1000)
+    return times
 
 
 async def run(chosen: argparse.Namespace) -> None:

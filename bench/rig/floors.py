@@ -47,9 +47,9 @@ class Floors:
         """Three commits and two NOTIFYs, one after the other."""
         return await pingpong.there_and_back(self._dsn, seconds)
 
-    async def rows(self, rows: int, seconds: float) -> list[float]:
-        """So many durable rows in one commit."""
-        return await pingpong.inserted(self._dsn, seconds, rows)
+    async def commit(self, seconds: float) -> list[float]:
+        """One durable row, one after the other."""
+        return await pingpong.inserted(self._dsn, seconds)
 
 
 @asynccontextmanager
