@@ -102,9 +102,13 @@ class Answers:
         while True:
             left = until - self._clock.monotonic()
             seen = await self._waiters.outcome(waiter, left, self._settings.rolling_window, lambda: self._kick(intent))
-            if seen is not Unended.SILENT or not intent.hold or (await self.found(intent.id)).attempts:
+            if seen is not Unended.SILENT or not intent.hold or await self._was_taken(intent):
                 return seen
             waiter.progress()
+
+    async def _was_taken(self, intent: Intent) -> bool:
+        """Whether anybody ever had it in hand. LOCAL work is in hand from the beginning, and may have no row."""
+        return intent.attempts > 0 or (await self._row(intent)).attempts > 0
 
     async def of_key(self, key: IdempotencyKey, wait: float | None) -> Answer | None:
         """What an earlier request with this key got, waiting for it as that one did; None when there was none.

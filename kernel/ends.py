@@ -165,7 +165,13 @@ class Ends:
             if work.recorded or work.plan is None or work.settled.is_set():
                 return
             sent_at = work.exchange.sent_at if work.exchange else None
-            plan = msgspec.structs.replace(work.plan, attempts=work.attempt, claim=work.link.session, sent_at=sent_at)
+            plan = msgspec.structs.replace(
+                work.plan,
+                attempts=work.attempt,
+                claim=work.link.session,
+                sent_at=sent_at,
+                deadline_at=work.intent.deadline_at,  # the plan's span begins anew when it is recorded
+            )
             recorded = await self._storage.record(Recording(intents=(plan,)))
             work.recorded = True
         self._observer.tell(recorded.transitions)

@@ -61,6 +61,17 @@ async def test_silence_for_a_rolling_window_is_told_as_unknown(ours: Scene) -> N
     await ours.check()
 
 
+async def test_silence_is_told_as_unknown_also_to_who_would_have_let_the_call_wait(ours: Scene) -> None:
+    """Its broker was there, so nothing was written: it is in hand, and not waiting for anybody."""
+    agent = await ours.agent()
+    await ours.broker.rule(op="stop", gate="silent")
+    answer = await ours.api.do("stop", agent["id"], prefer="wait=60, deliver=hold")
+    assert answer.expect(504).code == "outcome_unknown"
+    await ours.broker.release("silent")
+    assert (await ours.api.ended(answer.dispatch))["state"] == "done"
+    await ours.check()
+
+
 async def test_progress_of_this_intent_resets_the_window(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
     await ours.broker.rule(op="stop", gate="slow")
@@ -100,6 +111,18 @@ async def test_a_deadline_may_be_an_instant(ours: Scene) -> None:
     told = datetime.fromisoformat((await ours.api.dispatch(answer.dispatch))["deadlineAt"])
     assert abs((told - when).total_seconds()) < 2
     assert ours.broker.events(what="request", op="stop")[0]["timeoutMs"] <= 20_000
+
+
+async def test_a_deadline_stays_where_it_is_when_the_call_gets_its_row_late(ours: Scene) -> None:
+    """Nothing was written before the wait was over; what is sent again later must know the time that is left."""
+    agent = await ours.agent()
+    await ours.broker.rule(op="stop", gate="slow")
+    answer = (await ours.api.do("stop", agent["id"], prefer="wait=3", x_dispatch_deadline="30")).expect(202)
+    row = await ours.api.dispatch(answer.dispatch)
+    span = datetime.fromisoformat(row["deadlineAt"]) - datetime.fromisoformat(row["created"])
+    assert span.total_seconds() == pytest.approx(30, abs=0.5)
+    await ours.broker.release("slow")
+    await ours.check()
 
 
 @pytest.mark.parametrize("headers", [{"x_dispatch_deadline": "soon"}, {"x_dispatch_deadline": "-1"},
