@@ -193,6 +193,8 @@ class Lanes:
     async def _stand(self, queue: deque[Work], work: Work) -> None:
         """Behind others, wait for the turn; past its deadline, or when nobody wants it any more, it ends there, however
         long the others take (P1)."""
+        if work.turn.is_set():  # it came before this task began: it waits under its delivery's patience already
+            return
         with work.patience(work.until - self._clock.monotonic()):
             await work.turn.wait()
         if work.turn.is_set():
