@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kernel import wire
-from kernel.dispatch import Dispatcher
 from kernel.drain import Drain
+from kernel.lanes import Lanes
 from kernel.link import Link
 from kernel.node import NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.reports import Reports
 from kernel.signals import Signal, SignalKind, Signals
@@ -20,16 +21,18 @@ class Arrivals:
     def __init__(
         self,
         *,
-        dispatcher: Dispatcher,
+        lanes: Lanes,
         drain: Drain,
         reports: Reports,
+        notices: Notices,
         observer: Observer,
         signals: Signals,
         waiters: Waiters,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._lanes = lanes
         self._drain = drain
         self._reports = reports
+        self._notices = notices
         self._observer = observer
         self._signals = signals
         self._waiters = waiters
@@ -52,10 +55,10 @@ class Arrivals:
         await self._reports.event(link, event)
 
     def accepted(self, intent_id: str) -> None:
-        work = self._dispatcher.lanes.find(intent_id)
+        work = self._lanes.find(intent_id)
         if work:
             work.accepted = True
-            self._dispatcher.tell_progress(work)
+            self._notices.progress(work)
         self._waiters.progress(intent_id)
 
     def _moved(self, changed: Changed) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
 from collections.abc import Sequence
 
 import anyio
@@ -11,39 +9,33 @@ import anyio.abc
 import msgspec
 
 from kernel.agent import Phase
-from kernel.answers import Answers, WaitSettings
+from kernel.answers import Answers
 from kernel.attempt import Attempts, unsent
 from kernel.broker import Broker
 from kernel.call import Answer, Call
 from kernel.clock import Clock
 from kernel.directs import Directs
 from kernel.ends import Ends
-from kernel.errors import Draining, InvalidState, NotFound, PointsmanError, Unavailable
+from kernel.errors import Draining, InvalidState, NotFound, Unavailable
 from kernel.intent import ENDS_RUN, Intent, IntentId, Lane, Op, State, lane_of
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
 from kernel.node import NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.plan import Planned, Planner
 from kernel.pulse import Pulse
 from kernel.route import Route, RouteRequest, direct_applies
 from kernel.routing import Decided, Routing
-from kernel.signals import BusState, Signal, SignalKind, Signals
+from kernel.signals import BusState, SignalKind, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
 from kernel.tunnel import Outcome
 from kernel.waiters import Waiter, Waiters
 
-log = logging.getLogger(__name__)
-
-MOST_HINTS = 100
-"""Ids in one signal: of more than a broker takes at once it is enough to know that they are there."""
-TELL_EVERY = 10.0
-"""Seconds between two signals that the same dispatch moves on."""
-
 
 class Dispatcher:
-    """Accepts calls and delivers work. Everything that it needs is handed in by the hub."""
+    """The first line: accepts calls, and changes of mind. Everything that it needs is handed in by the hub."""
 
     def __init__(
         self,
@@ -55,13 +47,12 @@ class Dispatcher:
         waiters: Waiters,
         routing: Routing,
         planner: Planner,
-        attempts: Attempts,
-        ends: Ends,
+        delivery: Delivery,
+        answers: Answers,
+        notices: Notices,
         observer: Observer,
         pulse: Pulse,
         clock: Clock,
-        settings: WaitSettings,
-        tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._storage = storage
         self._signals = signals
@@ -70,28 +61,15 @@ class Dispatcher:
         self._waiters = waiters
         self._routing = routing
         self._planner = planner
-        self._attempts = attempts
-        self._ends = ends
+        self._delivery = delivery
+        self._answers = answers
+        self._notices = notices
         self._observer = observer
         self._pulse = pulse
         self._clock = clock
-        self.lanes = Lanes(tasks, clock, deliver=self.deliver, put_aside=self.put_aside)
         self.draining = False
-        self._answers = Answers(
-            storage=storage,
-            waiters=waiters,
-            lanes=self.lanes,
-            ends=ends,
-            observer=observer,
-            clock=clock,
-            node_id=pulse.node_id,
-            settings=settings,
-            kick=self._kick,
-            stop=self._stop,
-            is_calm=lambda: pulse.calm,
-        )
 
-    # -- the first line: accept ------------------------------------------------------------------------------------
+    # -- accept ------------------------------------------------------------------------------------------------------
 
     async def call(self, call: Call) -> Answer:
         """Accept a call and wait for its end as long as the caller asks.
@@ -133,7 +111,7 @@ class Dispatcher:
         )
         if recorded.repeated and recorded.repeated.intent_id:
             return await self._answers.found(recorded.repeated.intent_id)
-        self._wake_owners([Planned(intent=plan, owner=self._owner(decided.request))])
+        self._notices.wake_owners([Planned(intent=plan, owner=self._owner(decided.request))])
         return recorded.intents[0]
 
     async def _reach(self, call: Call, broker: Broker) -> None:
@@ -169,7 +147,7 @@ class Dispatcher:
             Recording(intents=tuple(one.intent for one in planned), key=key, answer=answer if key else None)
         )
         if recorded.repeated is None and not recorded.taken:
-            self._wake_owners(planned)
+            self._notices.wake_owners(planned)
         return recorded
 
     def _needs_no_row(self, call: Call, link: Link) -> bool:
@@ -189,7 +167,9 @@ class Dispatcher:
         """Take the place in the agent's lane, in memory: no write before the frame."""
         intent = self._planner.in_hand(plan, link)
         until = self._clock.monotonic() + self._planner.seconds_left(plan)
-        self.lanes.enter(Work(intent=intent, link=link, until=until, plan=plan, view=call.view, values=call.values))
+        self._delivery.lanes.enter(
+            Work(intent=intent, link=link, until=until, plan=plan, view=call.view, values=call.values)
+        )
         return intent
 
     async def _record(self, recording: Recording) -> Recorded:
@@ -201,12 +181,6 @@ class Dispatcher:
             self._tell_ended(superseded)
         return recorded
 
-    def _tell_ended(self, intent: Intent) -> None:
-        """Those who wait for it may do so on the hub that accepted it."""
-        self._waiters.ended(intent)
-        if intent.node_id != self._pulse.node_id:
-            self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
-
     def _owner(self, request: RouteRequest) -> NodeId | None:
         """None: whoever comes to hold the broker over HTTP, which may be another node that was asked as well."""
         if request.held_elsewhere and not request.socket_here:
@@ -214,37 +188,67 @@ class Dispatcher:
         claiming = direct_applies(request) and self._links.of(request.broker.id) is None
         return None if claiming else self._pulse.node_id
 
-    def _wake_owners(self, planned: Sequence[Planned]) -> None:
-        """One signal for each broker, however many of its intents were recorded."""
-        started = self._clock.monotonic()
-        woken: defaultdict[tuple[NodeId | None, str], list[str]] = defaultdict(list)
-        for one in planned:
-            woken[one.owner, one.intent.broker_id].append(one.intent.id)
-        for (owner, broker_id), ids in woken.items():
-            hints = tuple(ids) if len(ids) <= MOST_HINTS else ()
-            self._signals.signal(owner, Signal(kind=SignalKind.WORK, broker_id=broker_id, ids=hints))
-        self._observer.stage("signal", self._clock.monotonic() - started)
+    # -- cancel, requeue ---------------------------------------------------------------------------------------------
+
+    async def cancel(self, intent_id: IntentId, by: str) -> Cancelled:
+        """End it if it is pending; else ask whoever has it in hand to stop it. Raises: NotFound; Unavailable while what
+        looks pending may be in hand all the same."""
+        found = await self._answers.found(intent_id)
+        if found.state is State.PENDING and not await self._answers.may_end(found):
+            raise Unavailable("this hub lost sight of the database a moment ago: cancel it again", retry_after=5.0)
+        cancelled = await self._storage.cancel(intent_id, self._pulse.node_id, by)
+        self._observer.tell(cancelled.transitions)
+        if cancelled.intent.state.ended:
+            self._tell_ended(cancelled.intent)
+            self._notices.wake(cancelled.intent.broker_id)
+        else:
+            self._delivery.stop(cancelled.intent)
+        return cancelled
+
+    async def requeue(self, intent_id: IntentId, principal: str, request_id: str) -> Intent:
+        """Do an ended operation again, as a new intent that names the old one. Raises: NotFound, InvalidState."""
+        old = await self._answers.found(intent_id)
+        if not old.state.ended:
+            raise InvalidState(f"the dispatch is {old.state}: only one that ended can be done again")
+        if old.op is Op.FINALIZE_ENV:
+            raise InvalidState("the values that it brought are not kept: send them again")
+        view = await self._storage.find_agent(old.agent_id)
+        if view is None or view.agent.deleted_at is not None:
+            raise NotFound(f"agent {old.agent_slug} is gone")
+        recorded = await self._storage.record(Recording(intents=(self._planner.again(old, principal, request_id),)))
+        self._observer.tell(recorded.transitions)
+        self._notices.kick(recorded.intents[0])
+        return recorded.intents[0]
+
+    def _tell_ended(self, intent: Intent) -> None:
+        """Those who wait for it may do so on the hub that accepted it."""
+        self._waiters.ended(intent)
+        self._notices.ended(intent)
 
     def wake(self, broker_id: str) -> None:
-        """Something of this broker may be claimable now, on whichever node holds it."""
-        self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=broker_id))
+        self._notices.wake(broker_id)
 
     def tell_holder(self, broker_id: str, kind: SignalKind, *session_ids: str) -> None:
-        """The broker is not what it was: whichever node holds it heeds that."""
-        self._signals.signal(None, Signal(kind=kind, broker_id=broker_id, ids=session_ids))
+        self._notices.tell_holder(broker_id, kind, *session_ids)
 
-    def tell_progress(self, work: Work) -> None:
-        """Let the node that accepted it know that it moves on; others read it in the row."""
-        now = self._clock.monotonic()
-        if work.intent.node_id != self._pulse.node_id and now - work.told_at >= TELL_EVERY:
-            work.told_at = now
-            self._signals.signal(NodeId(work.intent.node_id), Signal(kind=SignalKind.PROGRESS, ids=(work.intent.id,)))
 
-    def _kick(self, intent: Intent) -> None:
-        """Nobody took it yet: signal again, to all, since its owner may have changed."""
-        self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=intent.broker_id, ids=(intent.id,)))
+def _wait(call: Call, intent: Intent) -> float | None:
+    """Who lets a call wait for a broker that is away is told so at once, unless it says how long it waits itself."""
+    held = call.deliver == "hold" and intent.route == Route.HOLD
+    return 0 if held and call.wait is None else call.wait
 
-    # -- the second line: deliver ----------------------------------------------------------------------------------
+
+class Delivery:
+    """The second line: delivers what is claimed, or went straight into its lane."""
+
+    def __init__(
+        self, *, attempts: Attempts, ends: Ends, notices: Notices, clock: Clock, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self._attempts = attempts
+        self._ends = ends
+        self._notices = notices
+        self._clock = clock
+        self.lanes = Lanes(tasks, clock, deliver=self.deliver, put_aside=self.put_aside)
 
     async def deliver(self, work: Work) -> None:
         """Execute what is claimed and write its end. Lanes alone call this, one work of a lane at a time."""
@@ -274,26 +278,10 @@ class Dispatcher:
             await control.settled.wait()
         return control.agent is None or control.agent.phase is Phase.RUNNING
 
-    # -- cancel, requeue, stop -------------------------------------------------------------------------------------
-
-    async def cancel(self, intent_id: IntentId, by: str) -> Cancelled:
-        """End it if it is pending; else ask whoever has it in hand to stop it. Raises: NotFound; Unavailable while what
-        looks pending may be in hand all the same."""
-        found = await self._answers.found(intent_id)
-        if found.state is State.PENDING and not await self._answers.may_end(found):
-            raise Unavailable("this hub lost sight of the database a moment ago: cancel it again", retry_after=5.0)
-        cancelled = await self._storage.cancel(intent_id, self._pulse.node_id, by)
-        self._observer.tell(cancelled.transitions)
-        if cancelled.intent.state.ended:
-            self._tell_ended(cancelled.intent)
-            self.wake(cancelled.intent.broker_id)
-        else:
-            self._stop(cancelled.intent)
-        return cancelled
-
-    def _stop(self, intent: Intent) -> None:
-        if not self.stop_here(intent.id) and intent.claimed_by:
-            self._signals.signal(NodeId(intent.claimed_by), Signal(kind=SignalKind.CANCEL, ids=(intent.id,)))
+    def stop(self, intent: Intent) -> None:
+        """Stop it wherever it is in hand: here, or on the node that claimed it."""
+        if not self.stop_here(intent.id):
+            self._notices.stop(intent)
 
     def stop_here(self, intent_id: str) -> bool:
         """Stop what is in this node's hands: unsent, its turn ends it; sent, the broker is asked. False: not here."""
@@ -304,38 +292,3 @@ class Dispatcher:
         work.end_wait()
         work.link.cancel(intent_id)
         return True
-
-    async def requeue(self, intent_id: IntentId, principal: str, request_id: str) -> Intent:
-        """Do an ended operation again, as a new intent that names the old one. Raises: NotFound, InvalidState."""
-        old = await self._answers.found(intent_id)
-        if not old.state.ended:
-            raise InvalidState(f"the dispatch is {old.state}: only one that ended can be done again")
-        if old.op is Op.FINALIZE_ENV:
-            raise InvalidState("the values that it brought are not kept: send them again")
-        view = await self._storage.find_agent(old.agent_id)
-        if view is None or view.agent.deleted_at is not None:
-            raise NotFound(f"agent {old.agent_slug} is gone")
-        recorded = await self._storage.record(Recording(intents=(self._planner.again(old, principal, request_id),)))
-        self._observer.tell(recorded.transitions)
-        self._kick(recorded.intents[0])
-        return recorded.intents[0]
-
-    async def hand_back(self) -> None:
-        """The hub stops: LOCAL calls in flight get their row, which ends them wherever their broker goes."""
-        self.draining = True
-        async with anyio.create_task_group() as tasks:
-            for work in self.lanes.unrecorded():
-                tasks.start_soon(self._write_down, work)
-
-    async def _write_down(self, work: Work) -> None:
-        """All at once: a database that is away costs the stop one deadline, not one for each."""
-        try:
-            await self._ends.write_down(work)
-        except PointsmanError as fault:
-            log.error("dispatch %s could not be recorded before the stop: %s", work.intent.id, fault.message)
-
-
-def _wait(call: Call, intent: Intent) -> float | None:
-    """Who lets a call wait for a broker that is away is told so at once, unless it says how long it waits itself."""
-    held = call.deliver == "hold" and intent.route == Route.HOLD
-    return 0 if held and call.wait is None else call.wait

@@ -9,7 +9,9 @@ import anyio
 from kernel import wire
 from kernel.clock import Clock
 from kernel.dispatch import Dispatcher
-from kernel.errors import StorageUnavailable
+from kernel.ends import Ends
+from kernel.errors import PointsmanError, StorageUnavailable
+from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
 from kernel.pulse import Pulse
@@ -41,6 +43,8 @@ class Handover:
         storage: Nodes,
         links: Links,
         dispatcher: Dispatcher,
+        lanes: Lanes,
+        ends: Ends,
         waiters: Waiters,
         readiness: Readiness,
         pulse: Pulse,
@@ -49,6 +53,8 @@ class Handover:
         self._storage = storage
         self._links = links
         self._dispatcher = dispatcher
+        self._lanes = lanes
+        self._ends = ends
         self._waiters = waiters
         self._readiness = readiness
         self._pulse = pulse
@@ -68,7 +74,7 @@ class Handover:
         until = began + limit
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._pulse.drain)
-            tasks.start_soon(self._dispatcher.hand_back)
+            tasks.start_soon(self._write_down_all)
         await self._let_go(until)
         self._links.hang_up_all(wire.Close.DRAINING, "draining")
         with anyio.move_on_after(GOODBYE):
@@ -79,6 +85,19 @@ class Handover:
                 await self._waiters.nobody()
         self._waiters.send_away()
         log.info("nobody waits here any more after %.2f s", self._clock.monotonic() - began)
+
+    async def _write_down_all(self) -> None:
+        """LOCAL calls in flight get their row, which ends them wherever their broker goes."""
+        async with anyio.create_task_group() as tasks:
+            for work in self._lanes.unrecorded():
+                tasks.start_soon(self._write_down, work)
+
+    async def _write_down(self, work: Work) -> None:
+        """All at once: a database that is away costs the stop one deadline, not one for each."""
+        try:
+            await self._ends.write_down(work)
+        except PointsmanError as fault:
+            log.error("dispatch %s could not be recorded before the stop: %s", work.intent.id, fault.message)
 
     async def _let_go(self, until: float) -> None:
         """Each link is told once what it has to do; then wait until it is gone, or quiet for good."""

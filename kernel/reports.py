@@ -13,10 +13,10 @@ from kernel import wire
 from kernel.agent import AgentId, Phase, Report
 from kernel.broker import Broker
 from kernel.clock import Clock
-from kernel.dispatch import Dispatcher
 from kernel.errors import PointsmanError
-from kernel.lanes import Work
+from kernel.lanes import Lanes, Work
 from kernel.link import Link
+from kernel.notices import Notices
 from kernel.storage import BrokerEdit, ReportOutcome, Storage
 from kernel.tunnel import RUNS
 from kernel.waiters import Waiters
@@ -36,13 +36,15 @@ class Reports:
         self,
         *,
         storage: Storage,
-        dispatcher: Dispatcher,
+        lanes: Lanes,
+        notices: Notices,
         waiters: Waiters,
         clock: Clock,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._storage = storage
-        self._dispatcher = dispatcher
+        self._lanes = lanes
+        self._notices = notices
         self._waiters = waiters
         self._clock = clock
         self._tasks = tasks
@@ -60,7 +62,7 @@ class Reports:
         outcome = await self._storage.report(report)
         agent = outcome.agent
         if outcome.changed and agent and agent.phase is Phase.RUNNING and agent.runtime_broker_id:
-            self._dispatcher.wake(agent.runtime_broker_id)
+            self._notices.wake(agent.runtime_broker_id)
         return outcome
 
     def _may_come(self, report: Report) -> bool:
@@ -79,7 +81,7 @@ class Reports:
 
     def _makers(self, report: Report) -> list[Work]:
         """The operations in this node's hands that make the report's run; a broker makes none of another's."""
-        works = self._dispatcher.lanes.of_agent(report.agent_id)
+        works = self._lanes.of_agent(report.agent_id)
         return [
             work
             for work in works
@@ -141,10 +143,10 @@ class Reports:
     def _note_progress(self, link: Link, agent_id: str, dispatch_id: str | None) -> None:
         """Progress of this intent; from a broker that tags nothing any event of its agent counts."""
         tagged = link.can(wire.PROGRESS)
-        for work in self._dispatcher.lanes.of_agent(agent_id):
+        for work in self._lanes.of_agent(agent_id):
             if work.link is link and (work.intent.id == dispatch_id or not tagged):
                 self._waiters.progress(work.intent.id)
-                self._dispatcher.tell_progress(work)
+                self._notices.progress(work)
                 work.progress = True
 
     # -- heartbeats --------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ class Reports:
         agent_id = await self._agent_id(broker, said)
         if agent_id is None:
             return
-        works = self._dispatcher.lanes.of_agent(agent_id)
+        works = self._lanes.of_agent(agent_id)
         report = Report(
             agent_id=agent_id,
             source="heartbeat",

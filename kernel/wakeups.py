@@ -10,7 +10,7 @@ import msgspec
 
 from kernel import wire
 from kernel.clock import Clock
-from kernel.dispatch import Dispatcher
+from kernel.dispatch import Delivery
 from kernel.drain import Drain
 from kernel.errors import StorageUnavailable
 from kernel.links import Links
@@ -59,7 +59,7 @@ class Wakeups:
         clock: Clock,
         settings: BusSettings,
         drain: Drain,
-        dispatcher: Dispatcher,
+        delivery: Delivery,
         waiters: Waiters,
         links: Links,
     ) -> None:
@@ -69,7 +69,7 @@ class Wakeups:
         self._clock = clock
         self._settings = settings
         self._drain = drain
-        self._dispatcher = dispatcher
+        self._delivery = delivery
         self._waiters = waiters
         self._links = links
         self._errands = Errands()
@@ -94,7 +94,7 @@ class Wakeups:
                     self._waiters.progress(intent_id)
             case SignalKind.CANCEL:
                 for intent_id in signal.ids:
-                    self._dispatcher.stop_here(intent_id)
+                    self._delivery.stop_here(intent_id)
             case SignalKind.REVOKED:
                 link = self._links.of(signal.broker_id)
                 if link and link.session.session_id in signal.ids:

@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from kernel.clock import Clock
-from kernel.dispatch import TELL_EVERY, Dispatcher
 from kernel.node import NodeId
+from kernel.notices import TELL_EVERY, Notices
 from kernel.signals import InProcessSignals, Signal, SignalKind
 
 pytestmark = pytest.mark.anyio
@@ -40,24 +40,8 @@ class Node:
     def __init__(self) -> None:
         self.clock = Still()
         self.signals = Told(self.clock)
-        unused: Any = SimpleNamespace()
-        pulse: Any = SimpleNamespace(node_id=NodeId("me"))
-        self.dispatcher = Dispatcher(
-            storage=unused,
-            signals=self.signals,
-            links=unused,
-            directs=unused,
-            waiters=unused,
-            routing=unused,
-            planner=unused,
-            attempts=unused,
-            ends=unused,
-            observer=unused,
-            pulse=pulse,
-            clock=self.clock,
-            settings=unused,
-            tasks=unused,
-        )
+        observer: Any = None
+        self.notices = Notices(signals=self.signals, observer=observer, node_id=NodeId("me"), clock=self.clock)
 
 
 def work(node_id: str) -> Any:
@@ -67,22 +51,22 @@ def work(node_id: str) -> Any:
 async def test_node_that_accepted_a_dispatch_is_told_that_it_moves_on_but_not_at_each_step() -> None:
     node, theirs = Node(), work("other")
     for _ in range(3):
-        node.dispatcher.tell_progress(theirs)
+        node.notices.progress(theirs)
     told = (NodeId("other"), Signal(kind=SignalKind.PROGRESS, ids=("i",)))
     assert node.signals.told == [told]
     node.clock.at += TELL_EVERY
-    node.dispatcher.tell_progress(theirs)
+    node.notices.progress(theirs)
     assert node.signals.told == [told, told]
 
 
 async def test_nobody_is_told_of_the_progress_of_a_dispatch_that_was_accepted_here() -> None:
     node = Node()
-    node.dispatcher.tell_progress(work("me"))
+    node.notices.progress(work("me"))
     assert node.signals.told == []
 
 
 async def test_change_of_a_broker_is_told_to_all_since_its_holder_may_have_changed() -> None:
     node = Node()
-    node.dispatcher.tell_holder("b", SignalKind.REVOKED, "session")
+    node.notices.tell_holder("b", SignalKind.REVOKED, "session")
     await anyio.sleep(0)
     assert node.signals.told == [(None, Signal(kind=SignalKind.REVOKED, broker_id="b", ids=("session",)))]

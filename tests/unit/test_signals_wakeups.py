@@ -54,7 +54,7 @@ class Node:
             clock=SYSTEM,
             settings=SimpleNamespace(**settings),
             drain=wiring,
-            dispatcher=wiring,
+            delivery=wiring,
             waiters=wiring,
             links=wiring,
         )
@@ -83,7 +83,7 @@ class Node:
         self._check()
         return self.brokers.get(broker_id)
 
-    # -- drain, dispatcher, waiters
+    # -- drain, delivery, waiters
 
     def wake(self, broker_id: str, ids: Sequence[str] = ()) -> None:
         self.did.append(("wake", broker_id, *ids))
