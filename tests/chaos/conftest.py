@@ -9,7 +9,7 @@ import pytest
 
 from kernel.testing.postgres import Server
 
-collect_ignore = [] if os.environ.get("POINTSMAN_CHAOS") == "long" else ["test_long.py"]
+collect_ignore = [] if os.environ.get("POINTSMAN_CHAOS") == "long" else ["test_long.py", "test_stages.py"]
 
 
 @pytest.fixture(scope="module")

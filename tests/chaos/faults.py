@@ -9,6 +9,7 @@ import anyio
 
 from tests.chaos.world import World
 from tests.harness.hubprocess import HubProcess
+from tests.harness.pooler import NAME as POOLER
 
 Fault = Callable[[World], Awaitable[None]]
 LONGER_THAN_EVERY_WINDOW = 6.0
@@ -25,35 +26,51 @@ async def owner_killed(world: World) -> None:
 
 async def entry_killed(world: World) -> None:
     """A hub that answers calls and holds, if it can be found, no broker."""
-    owners = [await world.owner(broker) for broker in world.brokers]
-    await _killed(world, world.chance.choice(world.cluster.others(*owners) or world.cluster.alive))
+    await _killed(world, await _entry(world))
 
 
 async def owner_stopped(world: World) -> None:
-    hub = await world.owner(world.any_broker())
-    assert await hub.terminate() == 0, hub.log[-2000:]
-    await hub.restart()
+    await _stopped(await world.owner(world.any_broker()))
+
+
+async def entry_stopped(world: World) -> None:
+    await _stopped(await _entry(world))
+
+
+async def entry_frozen(world: World) -> None:
+    """Its callers wait, hang up and ask others; what it had accepted goes on without it."""
+    await _frozen(await _entry(world), LONGER_THAN_EVERY_WINDOW)
 
 
 async def owner_frozen(world: World) -> None:
     """It wakes as a zombie: its sockets are others' by then, and what it still sends is refused."""
-    hub = await world.owner(world.any_broker())
-    hub.freeze()
-    await anyio.sleep(LONGER_THAN_EVERY_WINDOW)
-    hub.thaw()
+    await _frozen(await world.owner(world.any_broker()), LONGER_THAN_EVERY_WINDOW)
 
 
 async def owner_stumbles(world: World) -> None:
-    hub = await world.owner(world.any_broker())
-    hub.freeze()
-    await anyio.sleep(world.chance.uniform(0.2, 1.5))
-    hub.thaw()
+    await _frozen(await world.owner(world.any_broker()), world.chance.uniform(0.2, 1.5))
 
 
 async def all_killed(world: World) -> None:
     for hub in world.cluster.alive:
         hub.kill()
     await world.restart()
+
+
+async def _entry(world: World) -> HubProcess:
+    owners = [await world.owner(broker) for broker in world.brokers]
+    return world.chance.choice(world.cluster.others(*owners) or world.cluster.alive)
+
+
+async def _stopped(hub: HubProcess) -> None:
+    assert await hub.terminate() == 0, hub.log[-2000:]
+    await hub.restart()
+
+
+async def _frozen(hub: HubProcess, seconds: float) -> None:
+    hub.freeze()
+    await anyio.sleep(seconds)
+    hub.thaw()
 
 
 async def _killed(world: World, hub: HubProcess) -> None:
@@ -68,16 +85,20 @@ async def _killed(world: World, hub: HubProcess) -> None:
 async def broker_killed(world: World) -> None:
     broker = world.any_broker()
     broker.kill()
-    await broker.restart()
-    await broker.rule(delay=0.05)
+    await broker.again()
+
+
+async def broker_stopped(world: World) -> None:
+    broker = world.any_broker()
+    await broker.leave()
+    await broker.again()
 
 
 async def broker_frozen(world: World) -> None:
     broker = world.any_broker()
-    assert broker.child
-    broker.child.freeze()
+    broker.freeze()
     await anyio.sleep(world.chance.choice((0.5, LONGER_THAN_EVERY_WINDOW)))
-    broker.child.thaw()
+    broker.thaw()
 
 
 async def socket_cut(world: World) -> None:
@@ -85,9 +106,7 @@ async def socket_cut(world: World) -> None:
 
 
 async def broker_flaps(world: World) -> None:
-    broker = world.any_broker()
-    for _ in range(4):
-        await broker.tell("dial", url=world.chance.choice(world.doors).url)
+    await world.any_broker().flap(world.doors, world.chance)
 
 
 # -- the network
@@ -154,8 +173,33 @@ async def listener_terminated(world: World) -> None:
     world.server.terminate("pointsman-listen:%")
 
 
+async def claimer_terminated(world: World) -> None:
+    world.server.terminate(_behind_pooler(world) or "pointsman-owner:%")
+
+
+async def pool_terminated(world: World) -> None:
+    world.server.terminate(_behind_pooler(world) or "pointsman-pool:%")
+
+
 async def connections_terminated(world: World) -> None:
-    world.server.terminate("pointsman-%")
+    for name in {"pointsman-%", _behind_pooler(world) or "pointsman-%"}:
+        world.server.terminate(name)
+
+
+async def listener_pooled(world: World) -> None:
+    """For a while LISTEN leads to the pooler: it is accepted there, and nothing is ever heard."""
+    for way in world.ways:
+        if way.pooler:
+            way.lead_listener(way.pooler.port)
+    await anyio.sleep(4)
+    for way in world.ways:
+        if way.pooler:
+            way.lead_listener(world.server.port)
+
+
+def _behind_pooler(world: World) -> str:
+    """The pooler's sessions serve everybody in turn: no connection is the claimer's alone."""
+    return POOLER if any(way.pooler for way in world.ways) else ""
 
 
 async def database_restarted(world: World) -> None:
@@ -181,8 +225,17 @@ async def neighbours_notify(world: World) -> None:
         await anyio.sleep(4)
 
 
-HUBS: Sequence[Fault] = (owner_killed, entry_killed, owner_stopped, owner_frozen, owner_stumbles, all_killed)
-BROKERS: Sequence[Fault] = (broker_killed, broker_frozen, socket_cut, broker_flaps)
+HUBS: Sequence[Fault] = (
+    owner_killed,
+    entry_killed,
+    owner_stopped,
+    entry_stopped,
+    owner_frozen,
+    entry_frozen,
+    owner_stumbles,
+    all_killed,
+)
+BROKERS: Sequence[Fault] = (broker_killed, broker_stopped, broker_frozen, socket_cut, broker_flaps)
 NETWORK: Sequence[Fault] = (
     door_stalled,
     door_half_open,
@@ -194,6 +247,8 @@ NETWORK: Sequence[Fault] = (
 )
 DATABASE: Sequence[Fault] = (
     listener_terminated,
+    claimer_terminated,
+    pool_terminated,
     connections_terminated,
     database_restarted,
     database_killed,
@@ -201,6 +256,7 @@ DATABASE: Sequence[Fault] = (
     neighbours_notify,
 )
 ALL: Sequence[Fault] = (*HUBS, *BROKERS, *NETWORK, *DATABASE)
+POOLED: Sequence[Fault] = (*ALL, listener_pooled)
 
 
 def plan(seed: int, faults: Sequence[Fault], rounds: int) -> list[Fault]:

@@ -15,12 +15,12 @@ from tests.chaos.world import world
 async def storm(
     directory: Path, server: Server, planned: Sequence[Fault], *, seed: int = 0, slow: float = 6.0, **more: Any
 ) -> None:
-    """Raises: AssertionError with the broken promises; the names and times of the faults are in `calls.jsonl`."""
-    async with world(directory, server, seed=seed, **more) as made:
-        for broker in made.brokers:
-            # Slower than every window, unless a test has no time for it.
-            await broker.rule(op="restart", times=2, delay=slow, accepted=True)
-            await broker.rule(delay=0.05)
+    """`slow` operations take longer than every window, unless a test has no time for it.
+
+    Raises: AssertionError with the broken promises; the names and times of the faults are in `calls.jsonl`."""
+    async with world(directory, server, seed=seed, linger=slow, **more) as made:
+        for broker in made.scripted:
+            await broker.be_slow(slow)
         async with under_load(made) as load:
             await carry_out(made, planned)
         assert load.done > len(planned)

@@ -34,7 +34,7 @@ async def test_fifty_moves_between_two_hubs_while_work_flows(tmp_path: Path, ser
     """The new socket stands before the old one ends: the broker is never told offline, and ends with the last one."""
     often = {"channel.claims": "1000/10s"}
     async with world(tmp_path, server, brokers=1, hubs=2, settings=often) as made:
-        (broker,) = made.brokers
+        (broker,) = made.scripted
         async with anyio.create_task_group() as watching:
             watching.start_soon(watched, made, broker.broker_id)
             async with under_load(made):
@@ -53,7 +53,7 @@ async def test_fifty_moves_between_two_hubs_while_work_flows(tmp_path: Path, ser
 
 async def test_two_processes_with_one_identity_are_told_and_served(tmp_path: Path, server: Server) -> None:
     async with world(tmp_path, server, brokers=1, agents=1) as made:
-        (broker,) = made.brokers
+        (broker,) = made.scripted
         identity = {name: broker.settings[name] for name in ("broker_id", "secret")}
         urls = [door.url for door in reversed(made.doors)]
         async with made.cluster.broker(identity, name="copy", urls=urls, backoff=(0.05, 0.2)):

@@ -13,15 +13,19 @@ from typing import Any
 import anyio
 
 from kernel.testing.postgres import Server
-from tests.harness.brokerprocess import BrokerProcess
+from tests.chaos.brokers import BACKOFF, Broker, Own, Scripted
+from tests.chaos.ways import Way
 from tests.harness.checker import Run, check
 from tests.harness.cluster import Cluster
 from tests.harness.history import Event
 from tests.harness.hubclient import ENDED, Json
 from tests.harness.hubprocess import HubProcess
-from tests.harness.processes import eventually
+from tests.harness.pooler import Pooler
+from tests.harness.processes import PATIENCE, eventually
 from tests.harness.proxy import Proxy
+from tests.harness.wiretap import Wiretap
 
+PATIENT = {"Prefer": "wait=30"}
 CALM = 90.0
 """Seconds in which a healed world must have come to rest."""
 STEPS = (
@@ -33,15 +37,16 @@ STEPS = (
 class World:
     """What a fault may touch. `ways[n]` leads hub n to the database, `doors[n]` leads brokers to hub n."""
 
-    def __init__(self, server: Server, database: str, cluster: Cluster, ways: Sequence[Proxy], chance: random.Random):
+    def __init__(self, server: Server, database: str, cluster: Cluster, ways: Sequence[Way], chance: random.Random):
         self.server = server
         self.database = database
         self.cluster = cluster
         self.ways = ways
         self.chance = chance
         self.doors: list[Proxy] = []
-        self.brokers: list[BrokerProcess] = []
-        self.agents: dict[str, BrokerProcess] = {}
+        self.wiretap: Wiretap
+        self.brokers: list[Broker] = []
+        self.agents: dict[str, Broker] = {}
         self.project = ""
         self.crashed = False
         self.forgotten: tuple[float, float] | None = None
@@ -50,16 +55,22 @@ class World:
     def hubs(self) -> list[HubProcess]:
         return self.cluster.hubs
 
-    def any_broker(self) -> BrokerProcess:
+    @property
+    def scripted(self) -> list[Scripted]:
+        return [broker for broker in self.brokers if isinstance(broker, Scripted)]
+
+    def any_broker(self) -> Broker:
         return self.chance.choice(self.brokers)
 
-    async def owner(self, broker: BrokerProcess | None = None) -> HubProcess:
-        return await self.cluster.owner((broker or self.brokers[0]).broker_id)
+    async def owner(self, broker: Broker | None = None) -> HubProcess:
+        """Our own broker may pause for half a minute when it lost one session after the other."""
+        asked = broker or self.brokers[0]
+        return await self.cluster.owner(asked.broker_id, BACKOFF if isinstance(asked, Own) else PATIENCE)
 
     def door_of(self, hub: HubProcess) -> Proxy:
         return self.doors[self.hubs.index(hub)]
 
-    def way_of(self, hub: HubProcess) -> Proxy:
+    def way_of(self, hub: HubProcess) -> Way:
         return self.ways[self.hubs.index(hub)]
 
     def record(self, what: str, **more: Any) -> None:
@@ -76,8 +87,10 @@ class World:
 
     async def calm(self) -> None:
         """Everything is there and whole again, every broker online; each agent runs, so that its messages flow."""
-        for proxy in (*self.ways, *self.doors):
-            proxy.heal()
+        for way in self.ways:
+            way.heal()
+        for door in self.doors:
+            door.heal()
         for hub in self.hubs:
             if hub.child:
                 hub.child.thaw()
@@ -113,7 +126,7 @@ class World:
             check(run)
         return runs
 
-    def _run(self, broker: BrokerProcess, rows: list[Json], calls: list[Event], steps: list[Json]) -> Run:
+    def _run(self, broker: Broker, rows: list[Json], calls: list[Event], steps: list[Json]) -> Run:
         """One broker's part: its rows, and the calls about them, about its agents, or about nothing that is known."""
         mine = [row for row in rows if row["brokerId"] == broker.broker_id]
         ids, others = {row["id"] for row in mine}, {row["id"] for row in rows}
@@ -127,14 +140,14 @@ class World:
             ),
             rows=mine,
             steps=[step for step in steps if step["intent_id"] in ids],
-            dedupes=broker.settings.get("personality", "ours") == "ours",
+            dedupes=broker.dedupes,
             sweep=10.0,
             crashed=self.crashed,
             forgotten=self.forgotten,
         )
 
 
-def _about(event: Event, broker: BrokerProcess) -> bool:
+def _about(event: Event, broker: Broker) -> bool:
     return event["what"] != "broker_status" or bool(event["broker"] == broker.broker_id)
 
 
@@ -147,6 +160,9 @@ async def world(
     hubs: int = 3,
     brokers: int = 2,
     agents: int = 3,
+    own: int = 0,
+    linger: float = 0.0,
+    pooled: bool = False,
     standby: Server | None = None,
     clocks: Sequence[int] = (),
     settings: dict[str, str] | None = None,
@@ -154,29 +170,39 @@ async def world(
 ) -> AsyncIterator[World]:
     """Hubs, brokers spread over them, and `agents` running agents on each. `scripted` is for the brokers.
 
+    The first `own` brokers are our own program, whose agents may `linger` so many seconds when they end.
+    `pooled` hubs reach the server through a pooler, but for LISTEN.
     With a `standby` the hubs are given both servers, and no ways that can be cut. `clocks` are off by so many seconds.
     """
     database = f"chaos_{uuid.uuid4().hex[:10]}"
     server.create_database(database)
     async with AsyncExitStack() as stack:
         stack.callback(_dropped, server, database)
-        ways = [stack.enter_context(Proxy(server.port)) for _ in range(hubs)] if standby is None else []
+        pooler = stack.enter_context(Pooler(server.port)) if pooled else None
+        ways = [] if standby else [stack.enter_context(Way(server, pooler).open()) for _ in range(hubs)]
         both = f"postgresql://postgres@127.0.0.1:{server.port},127.0.0.1:{(standby or server).port}/{database}"
-        dsns = [server.dsn(database, port=way.port) for way in ways] or both
-        cluster = Cluster(directory, dsns, hubs=hubs, settings=settings)
+        dsns = [way.dsns(database) for way in ways] or [(both, None)]
+        listen = [listening for _, listening in dsns if listening]
+        cluster = Cluster(directory, [dsn for dsn, _ in dsns], listen_dsn=listen or None, hubs=hubs, settings=settings)
         for hub, seconds in zip(cluster, clocks, strict=False):
             hub.clock_off_by = seconds
         await stack.enter_async_context(cluster)
         made = World(server, database, cluster, ways, random.Random(seed))
-        made.doors = [stack.enter_context(Proxy(hub.port)) for hub in cluster]
+        made.wiretap = Wiretap(directory / "wire.jsonl")
+        stack.callback(made.wiretap.close)
+        heard = made.wiretap.line if own else None
+        made.doors = [stack.enter_context(Proxy(hub.port, witness=heard)) for hub in cluster]
         made.project = await cluster.hubs[0].api.create_project()
         for n in range(brokers):
-            made.brokers.append(await stack.enter_async_context(await _broker(made, n, scripted)))
-        for broker in made.brokers:
-            await made.owner(broker)
-            for _ in range(agents):
-                agent = await cluster.any(made.chance).api.create_agent(made.project, broker.broker_id)
-                made.agents[agent["id"]] = broker
+            identity = await cluster.hubs[0].api.register_broker()
+            name, urls = f"broker-{n}", [door.url for door in (*made.doors[n % hubs :], *made.doors[: n % hubs])]
+            broker: Broker
+            if n < own:
+                broker = Own(directory / name, identity, urls, wiretap=made.wiretap, linger=linger)
+            else:
+                broker = cluster.broker(identity, name=name, urls=urls, kind=Scripted, **scripted)
+            made.brokers.append(await stack.enter_async_context(broker))
+        await _employ(made, agents)
         yield made
 
 
@@ -185,7 +211,10 @@ def _dropped(server: Server, database: str) -> None:
         server.drop_database(database)
 
 
-async def _broker(made: World, n: int, scripted: dict[str, Any]) -> BrokerProcess:
-    identity = await made.hubs[0].api.register_broker()
-    urls = [door.url for door in (*made.doors[n % len(made.doors) :], *made.doors[: n % len(made.doors)])]
-    return made.cluster.broker(identity, name=f"broker-{n}", urls=urls, **scripted)
+async def _employ(made: World, agents: int) -> None:
+    for broker in made.brokers:
+        await made.owner(broker)
+        for _ in range(agents):
+            hub = made.cluster.any(made.chance)
+            agent = await hub.api.create_agent(made.project, broker.broker_id, headers=PATIENT, **broker.agent())
+            made.agents[agent["id"]] = broker

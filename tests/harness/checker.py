@@ -15,7 +15,8 @@ __all__ = ["Run", "calls_of", "check", "repeated_after_answer", "violations"]
 
 def violations(run: Run) -> list[str]:
     """Every broken promise, in words; empty when all were kept."""
-    checks = (lost, unended, doubled, reordered, overlapping, fenced, misattributed, untrue, late_offline)
+    promised = (lost, unended, doubled, unasked, told_twice, reordered, overlapping, fenced)
+    checks = (*promised, misattributed, untrue, late_offline)
     return [f"{check.__name__}: {fault}" for check in (*checks, *CHECKS) for fault in check(run)]
 
 
@@ -66,6 +67,28 @@ def doubled(run: Run) -> Iterator[str]:
         wishes = {(event["op"], event["agent"]) for event in asked}
         if run.dedupes and len(wishes) > 1:
             yield f"{dispatch} was sent as {sorted(map(str, wishes))}"
+
+
+def unasked(run: Run) -> Iterator[str]:
+    """Nothing happens to an agent for which no operation asked; only a history of our own broker knows of it."""
+    for event in run.broker:
+        if event["what"] == "unasked":
+            yield str(event["why"])
+
+
+def told_twice(run: Run) -> Iterator[str]:
+    """A broker that dedupes gives one id one final answer, however often it is asked and dies."""
+    statuses: dict[str, set[int]] = defaultdict(set)
+    names = {
+        event["requestId"]: event["dispatch"] for events in by_dispatch(run, "request").values() for event in events
+    }
+    for event in run.broker:
+        # one that is wrongly signed is no answer about the id
+        if event["what"] == "answer" and event["requestId"] in names and event["status"] != 401 and _final(event):
+            statuses[names[event["requestId"]]].add(event["status"])
+    for dispatch, found in statuses.items():
+        if run.dedupes and len(found) > 1:
+            yield f"{dispatch} was answered {sorted(found)}"
 
 
 def repeated_after_answer(run: Run) -> list[str]:

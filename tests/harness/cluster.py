@@ -14,7 +14,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 
@@ -36,7 +36,7 @@ SHORT = {
 }
 """On top of those of one hub: a dead or silent node is noticed in seconds."""
 
-
+B = TypeVar("B", bound=BrokerProcess)
 DATABASE = 'config: {dsn: "${POINTSMAN_DSN}"}'
 BEHIND_A_POOLER = 'config: {dsn: "${POINTSMAN_DSN}", listen_dsn: "${POINTSMAN_LISTEN_DSN}", statement_cache_size: 0}'
 
@@ -133,12 +133,18 @@ class Cluster:
     # -- brokers
 
     def broker(
-        self, identity: Json, *, first: HubProcess | None = None, name: str = "broker", **settings: Any
-    ) -> BrokerProcess:
+        self,
+        identity: Json,
+        *,
+        first: HubProcess | None = None,
+        name: str = "broker",
+        kind: type[B] = BrokerProcess,  # type: ignore[assignment]
+        **settings: Any,
+    ) -> B:
         """A scripted broker that dials these hubs in turn, `first` before the others. Enter it."""
         urls = settings.pop("urls", None) or [hub.url for hub in self.in_order(first)]
         quick = {"ping_every": 1.0, "pong_wait": 4.0}
-        return BrokerProcess(self.directory / name, urls=urls, **identity, **{**quick, **settings})
+        return kind(self.directory / name, urls=urls, **identity, **{**quick, **settings})
 
     def in_order(self, first: HubProcess | None = None) -> list[HubProcess]:
         """All that were ever started, beginning with `first`."""

@@ -19,6 +19,8 @@ from anyio.from_thread import start_blocking_portal
 ACCEPTED = frozenset({"user", "database", "client_encoding", "application_name", "timezone", "datestyle"})
 SSL, GSS, CANCEL = 80_877_103, 80_877_104, 80_877_102
 VERSION_3 = 196_608
+NAME = "pooler"
+"""What the server calls its sessions, whoever uses them."""
 ASKS = frozenset({b"Q", b"S", b"F"})
 """What a server answers with ReadyForQuery."""
 
@@ -51,7 +53,8 @@ class Session:
         self._asked = 0
 
     async def greet(self, user: str, database: str) -> None:
-        words = "".join(f"{word}\0" for word in ("user", user, "database", database)) + "\0"
+        named = ("user", user, "database", database, "application_name", NAME)
+        words = "".join(f"{word}\0" for word in named) + "\0"
         self.writer.write(struct.pack("!ii", len(words) + 8, VERSION_3) + words.encode())
         while True:
             kind, whole = await read_message(self.reader)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import anyio
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
@@ -42,11 +42,19 @@ class Conditions:
 FINE = Conditions()
 
 
+class Witness(Protocol):
+    """Hears what passes through one connection, each piece before it is carried on."""
+
+    def heard(self, direction: Direction, piece: bytes) -> None: ...
+    def over(self) -> None: ...
+
+
 class Connection:
     """One connection through the proxy: both its streams, and the conditions that hold for it."""
 
-    def __init__(self, client: SocketStream, target: int, conditions: Conditions) -> None:
+    def __init__(self, client: SocketStream, target: int, conditions: Conditions, witness: Witness | None) -> None:
         self.client = client
+        self.witness = witness
         self.server: SocketStream | None = None
         self.target = target
         self.conditions = conditions
@@ -64,6 +72,8 @@ class Connection:
             pumps.start_soon(self._carry, pumps)
             await self._over.wait()
             pumps.cancel_scope.cancel()
+        if self.witness:
+            self.witness.over()
         for stream in (self.client, self.server):
             if stream:
                 with anyio.CancelScope(shield=True), contextlib.suppress(OSError, anyio.BrokenResourceError):
@@ -86,6 +96,8 @@ class Connection:
                 if self.conditions.delay:
                     await anyio.sleep(self.conditions.delay)
                 await self._passable(direction)
+                if self.witness:
+                    self.witness.heard(direction, piece)
                 await sink.send(piece)
         await self._passable(direction)  # the end of a stream is news, too
         self._over.set()
@@ -113,8 +125,10 @@ class Proxy:
 
     host = "127.0.0.1"
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, witness: Callable[[], Witness] | None = None) -> None:
+        """`witness` makes one for each connection."""
         self.target = target
+        self.witness = witness
         self.port = 0
         self.accepted = 0
         """Connections so far, refused ones not among them."""
@@ -238,7 +252,7 @@ class Proxy:
         self.accepted += 1
         if self._new.resets:
             return _abort(client)
-        connection = Connection(client, self.target, self._new)
+        connection = Connection(client, self.target, self._new, self.witness() if self.witness else None)
         self._open.add(connection)
         try:
             await connection.run()

@@ -287,3 +287,21 @@ def test_a_repeat_after_a_passing_answer_is_in_order(story: Story) -> None:
     story.request("m1", attempt=2)
     story.answer("m1")
     assert repeated_after_answer(Run(calls=(), broker=story.broker, rows=())) == []
+
+
+def test_one_id_with_two_answers_is_named(story: Story) -> None:
+    story.served("m1")
+    story.request("m1", epoch=2, attempt=2)
+    story.answer("m1", 409)
+    assert any(fault.startswith("told_twice: m1 was answered [200, 409]") for fault in story.faults())
+
+
+def test_a_passing_answer_is_none(story: Story) -> None:
+    story.call("m1")
+    story.request("m1")
+    story.answer("m1", 429)
+    story.request("m1", attempt=2)
+    story.effect("m1")
+    story.answer("m1")
+    story.row("m1")
+    assert story.faults() == []
