@@ -123,17 +123,19 @@ class Drain:
                 return
             if paused and claims.intents:  # nothing of a paused broker is claimed: it was resumed on another node
                 link.paused = False
-            self._take(link, claims)
+            self._take(link, claims, started)
             if len(claims.intents) < limit:
                 return
             ids = None
 
-    def _take(self, link: Link, claims: Claims) -> None:
+    def _take(self, link: Link, claims: Claims, asked: float) -> None:
+        """What is left until a deadline counts from when the claim was asked for: its answer may have lain here while
+        this process stood still, and past its deadline nothing is sent."""
         for intent in claims.intents:
             if self._recovery.lost(link, intent):
                 link.doubt()
                 continue
-            until = self._clock.monotonic() + intent.remaining(claims.now)
+            until = asked + intent.remaining(claims.now)
             self._lanes.enter(Work(intent=intent, link=link, until=until, unsure=self._recovery.unsure(intent)))
 
     # -- what the rows of slow work tell -----------------------------------------------------------------------------

@@ -249,10 +249,15 @@ class Links:
         if twins:
             self._tells_conflict(link.broker)
         former = self._links.get(broker_id)
+        if former and former.session.epoch > link.session.epoch:  # its claim came first, and was answered last
+            link.hang_up(wire.Close.REPLACED, "replaced")
+            return
         self._links[broker_id] = link
         if former:
             former.hang_up(wire.Close.REPLACED, "other_instance" if twins else "replaced")
             former.lose()
+        if self.draining:  # since its claim was asked for: who hands over may have looked for the last time
+            link.hang_up(wire.Close.DRAINING, "draining")
 
     async def _run(self, link: Link) -> int:
         """Serve the socket until it is gone; answers its close code."""
@@ -324,7 +329,7 @@ class Links:
             if link.session.session_id in lost:
                 link.hang_up(wire.Close.REPLACED, "replaced")
             else:
-                link.renewed_at = self._clock.monotonic()
+                link.renewed_at = now  # when it was asked: the answer may have lain here while this process stood still
 
     def hang_up_all(self, code: int, reason: str) -> None:
         for link in self.all():

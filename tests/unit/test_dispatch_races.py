@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import anyio
+import msgspec
 import pytest
 
-from kernel.clock import SYSTEM
+from kernel import wire
+from kernel.broker import Broker, Epoch, Session, SessionId
+from kernel.clock import SYSTEM, Instant
+from kernel.config import Settings
+from kernel.drain import Drain
+from kernel.intent import Intent, IntentId
 from kernel.lanes import Lanes, Work
-from tests.unit.test_dispatch_lanes import a_link, a_work, until
+from kernel.link import Closed, Link
+from kernel.links import Links
+from kernel.node import NodeId
+from kernel.observe import Observer
+from kernel.storage import Changed, ClaimRequest, Claims, Released, SessionClaim, SessionClaimed
+from tests.unit.test_dispatch_lanes import Silent, a_link, a_work, until
 
 pytestmark = pytest.mark.anyio
 
@@ -74,3 +88,183 @@ async def test_what_is_given_up_before_its_place_is_not_sent_whenever_its_turn_c
         second.end_wait()
         await until(second.settled.is_set)
     assert places.told == {"1": "sent", "2": "not sent"}
+
+
+# -- claims that are answered late -------------------------------------------------------------------------------
+
+
+class Dialled:
+    """A broker's socket: it says `connect`, and is gone once it was closed."""
+
+    def __init__(self) -> None:
+        self.closed: tuple[int, str] | None = None
+        self._frames = [wire.encode(wire.Connect(broker_id="b"))]
+        self._gone = anyio.Event()
+
+    async def receive(self) -> str:
+        if self._frames:
+            return self._frames.pop()
+        await self._gone.wait()
+        raise Closed(self.closed[0] if self.closed else 1006)
+
+    async def send(self, text: str) -> None: ...
+
+    async def close(self, code: int, reason: str) -> None:
+        self.closed = self.closed or (code, reason)
+        self._gone.set()
+
+    def abort(self) -> None:
+        self._gone.set()
+
+    def heard_at(self) -> float:
+        return SYSTEM.monotonic()
+
+
+class Sessions:
+    """Each claim raises the epoch at once, and is answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.answers: list[anyio.Event] = []
+        self.released: list[int] = []
+        self.renewals = 0.0
+
+    async def claim_session(self, claim: SessionClaim) -> SessionClaimed:
+        self.epoch += 1
+        session = Session(
+            broker_id=claim.broker_id, node_id=claim.node_id, session_id=claim.session_id, epoch=Epoch(self.epoch)
+        )
+        answer = anyio.Event()
+        self.answers.append(answer)
+        await answer.wait()
+        broker = Broker(id=claim.broker_id, name="b", slug="b", capabilities=["dedupe"])
+        return SessionClaimed(session=session, broker=broker, former=None, redriven=Changed())
+
+    async def release_session(self, session: Session, code: int, sent: Sequence[IntentId]) -> Released:
+        self.released.append(session.epoch)
+        return Released(cleared=session.epoch == self.epoch)
+
+    async def renew(self, sessions: Sequence[Session]) -> tuple[SessionId, ...]:
+        await anyio.sleep(self.renewals)
+        return ()
+
+
+class Deaf:
+    """Hears of links and does nothing."""
+
+    def arrived(self, link: Link, claimed: SessionClaimed) -> None: ...
+
+    def left(self, link: Link, released: Released) -> None: ...
+
+    async def events(self, link: Link, event: wire.Event) -> None: ...
+
+    def accepted(self, intent_id: str) -> None: ...
+
+
+def some_links(storage: Sessions) -> Links:
+    links = Links(
+        storage=storage,
+        node_id=NodeId("n"),
+        clock=SYSTEM,
+        settings=Settings().channel,
+        window=2,
+        tells_conflict=lambda _: None,
+    )
+    links.listener = Deaf()
+    return links
+
+
+async def test_of_two_sockets_the_one_of_the_higher_epoch_stays_whichever_claim_is_answered_first() -> None:
+    storage = Sessions()
+    links, older, newer = some_links(storage), Dialled(), Dialled()
+    async with anyio.create_task_group() as tasks:
+        for socket in (older, newer):
+            tasks.start_soon(links.serve, socket, "b", bytes(32))
+            await until(lambda: len(storage.answers) == storage.epoch > 0)
+            await anyio.wait_all_tasks_blocked()
+        for answer in reversed(storage.answers):
+            answer.set()
+            await anyio.wait_all_tasks_blocked()
+        await until(lambda: older.closed is not None)
+        assert older.closed == (wire.Close.REPLACED, "replaced")
+        assert newer.closed is None
+        link = links.of("b")
+        assert link
+        assert (link.session.epoch, link.open) == (2, True)
+        link.hang_up(wire.Close.ORDERLY, "over")
+    assert storage.released == [1, 2]
+
+
+async def test_a_socket_whose_claim_was_under_way_when_the_hand_over_began_does_not_stay() -> None:
+    """Whoever hands over may have looked for the last time: it would stay until the hub is stopped."""
+    storage = Sessions()
+    links, socket = some_links(storage), Dialled()
+    codes: list[int | None] = []
+
+    async def serve() -> None:
+        codes.append(await links.serve(socket, "b", bytes(32)))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            await until(lambda: len(storage.answers) == 1)
+            links.draining = True
+            storage.answers[0].set()
+    assert (codes, socket.closed) == ([wire.Close.DRAINING], (wire.Close.DRAINING, "draining"))
+    assert (storage.released, len(links)) == ([1], 0)
+
+
+async def test_a_session_is_as_fresh_as_the_question_that_renewed_it() -> None:
+    """A process that stood still while the answer lay there is told something old."""
+    storage = Sessions()
+    links, socket = some_links(storage), Dialled()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(links.serve, socket, "b", bytes(32))
+        await until(lambda: len(storage.answers) == 1)
+        storage.answers[0].set()
+        await until(lambda: links.of("b") is not None)
+        link = links.of("b")
+        assert link
+        storage.renewals = 0.2
+        asked = SYSTEM.monotonic()
+        await links.renew_once()
+        assert asked <= link.renewed_at < asked + 0.1
+        link.hang_up(wire.Close.ORDERLY, "over")
+
+
+async def test_past_its_deadline_nothing_is_sent_however_long_its_claim_was_under_way() -> None:
+    class Late:
+        async def claim(self, request: ClaimRequest) -> Claims:
+            """What the database said at once is read after a while."""
+            now = SYSTEM.now()
+            await anyio.sleep(0.3)
+            due = msgspec.structs.replace(a_work(link, "1").intent, deadline_at=Instant(now + 200_000))
+            return Claims(intents=(due,) if not found else (), now=now)
+
+    class Sure:
+        def lost(self, link: Link, intent: Intent) -> bool:
+            return False
+
+        def unsure(self, intent: Intent) -> bool:
+            return False
+
+    link, found = a_link(), list[Work]()
+
+    async def deliver(work: Work) -> None:
+        found.append(work)
+
+    async with anyio.create_task_group() as tasks:
+        drain = Drain(
+            storage=cast("Any", Late()),
+            links=some_links(Sessions()),
+            lanes=Lanes(tasks, SYSTEM, deliver=deliver, put_aside=deliver),
+            recovery=cast("Any", Sure()),
+            observer=Observer(Silent(), Silent(), Silent()),
+            clock=SYSTEM,
+            tasks=tasks,
+            lazy=lambda _: False,
+        )
+        drain.start(link)
+        await until(lambda: bool(found))
+        assert found[0].until <= SYSTEM.monotonic()
+        link.lose()
