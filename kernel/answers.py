@@ -102,9 +102,19 @@ class Answers:
         while True:
             left = until - self._clock.monotonic()
             seen = await self._waiters.outcome(waiter, left, self._settings.rolling_window, lambda: self._kick(intent))
-            if seen is not Unended.SILENT or not intent.hold or await self._was_taken(intent):
+            if seen is not Unended.SILENT:
+                return seen
+            if await self._moves_on(waiter):
+                continue
+            if not intent.hold or await self._was_taken(intent):
                 return seen
             waiter.progress()
+
+    async def _moves_on(self, waiter: Waiter) -> bool:
+        """Whether its row tells of a progress, or of the end, that no signal told."""
+        heard_at = waiter.heard_at
+        await self._waiters.read([waiter.intent_id])
+        return waiter.over or waiter.heard_at > heard_at
 
     async def _was_taken(self, intent: Intent) -> bool:
         """Whether anybody ever had it in hand. LOCAL work is in hand from the beginning, and may have no row."""

@@ -51,7 +51,8 @@ class Waiter:
         self._clock = clock
         self._end: Seen | Unended | PointsmanError | None = None
         self._ended = anyio.Event()
-        self._heard_at = clock.monotonic()
+        self.heard_at = clock.monotonic()
+        """When anything was heard of it."""
         self._moved_at = 0
 
     def end(self, end: Seen | Unended | PointsmanError) -> None:
@@ -66,7 +67,7 @@ class Waiter:
         return self._end is not None
 
     def progress(self) -> None:
-        self._heard_at = self._clock.monotonic()
+        self.heard_at = self._clock.monotonic()
 
     def moved(self, at: int) -> None:
         """The row moved at this instant, by the database's clock."""
@@ -82,9 +83,9 @@ class Waiter:
             now = self._clock.monotonic()
             if now >= until:
                 return Unended.WAIT_OVER
-            if now >= self._heard_at + window:
+            if now >= self.heard_at + window:
                 return Unended.SILENT
-            with anyio.move_on_after(min(until, self._heard_at + window) - now):
+            with anyio.move_on_after(min(until, self.heard_at + window) - now):
                 await self._ended.wait()
         return self._end
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
 
+from kernel.answers import Answers
 from kernel.clock import SYSTEM, Instant
 from kernel.errors import StorageUnavailable
 from kernel.intent import Intent, IntentId, Lane, Op, State
+from kernel.node import NodeId
 from kernel.waiters import Seen, Unended, Waiters
 
 pytestmark = pytest.mark.anyio
@@ -189,3 +191,74 @@ async def test_progress_in_the_row_resets_the_window_when_its_signal_was_lost() 
             await waiters.read()
         assert caller.seen is None
         await eventually(lambda: caller.seen is Unended.SILENT)
+
+
+# -- before a caller is told that nothing was heard ---------------------------------------------------------------
+
+
+def answering(rows: Rows, window: float) -> Answers:
+    """What waits for callers, of a hub that hears no signal and does not poll."""
+    nothing: Any = None
+
+    class Settings:
+        http_wait = 30.0
+        rolling_window = window
+
+    return Answers(
+        storage=cast("Any", rows),
+        waiters=made(rows, ()),
+        lanes=nothing,
+        ends=nothing,
+        observer=nothing,
+        clock=SYSTEM,
+        node_id=NodeId("n"),
+        settings=Settings(),
+        kick=lambda _: None,
+        stop=lambda _: None,
+        is_calm=lambda: True,
+    )
+
+
+async def seen_by(answers: Answers, rows: Rows, state: State) -> tuple[Seen | Unended, float]:
+    """What its caller is told, and after how many seconds, when the row comes into this state after half a window."""
+    rows.put("i", State.IN_PROGRESS, claimed_at=Instant(1))
+    window = answers._settings.rolling_window
+    started = SYSTEM.monotonic()
+
+    async def later() -> None:
+        await anyio.sleep(window / 2)
+        rows.put("i", state, claimed_at=Instant(1), progress_at=Instant(2))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            with answers._waiters.register(IntentId("i")) as waiter:
+                waiter.recorded = True
+                await answers._waiters.read()
+                tasks.start_soon(later)
+                seen = await answers._seen(rows.rows["i"], waiter, 30.0)
+    return seen, SYSTEM.monotonic() - started
+
+
+async def test_a_progress_that_no_signal_told_is_read_before_the_caller_is_told_of_silence() -> None:
+    rows = Rows()
+    seen, took = await seen_by(answering(rows, 0.4), rows, State.IN_PROGRESS)
+    assert seen is Unended.SILENT
+    assert took >= 0.8, "it was silent for one window after its progress was read"
+
+
+async def test_an_end_that_no_signal_told_is_read_before_the_caller_is_told_of_silence() -> None:
+    rows = Rows()
+    seen, _ = await seen_by(answering(rows, 0.4), rows, State.DONE)
+    assert isinstance(seen, Seen)
+
+
+async def test_silence_is_told_after_one_window() -> None:
+    rows = Rows()
+    answers = answering(rows, 0.4)
+    rows.put("i", State.IN_PROGRESS, claimed_at=Instant(1))
+    with anyio.fail_after(30), answers._waiters.register(IntentId("i")) as waiter:
+        waiter.recorded = True
+        await answers._waiters.read()
+        started = SYSTEM.monotonic()
+        assert await answers._seen(rows.rows["i"], waiter, 30.0) is Unended.SILENT
+    assert SYSTEM.monotonic() - started < 0.7
