@@ -127,6 +127,15 @@ async def door_half_open(world: World) -> None:
     door.cut()
 
 
+async def answers_lost(world: World) -> None:
+    """What brokers answer is on its way when the connection breaks; what they are asked had arrived."""
+    for door in world.doors:
+        door.stall("up", new=False)
+    await anyio.sleep(2)
+    for door in world.doors:
+        door.cut()
+
+
 async def doors_slow(world: World) -> None:
     for door in world.doors:
         door.delay(0.2)
@@ -239,6 +248,7 @@ BROKERS: Sequence[Fault] = (broker_killed, broker_stopped, broker_frozen, socket
 NETWORK: Sequence[Fault] = (
     door_stalled,
     door_half_open,
+    answers_lost,
     doors_slow,
     way_stalled,
     way_cut,
