@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
-import uuid
 from typing import NewType
 
 Instant = NewType("Instant", int)
@@ -49,18 +49,19 @@ class Clock:
         if abs(off) > took:
             self._ahead += off
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    """Seconds. Not wrapped: a call asks sixty times."""
 
     def uuid7(self) -> str:
         """A time-ordered id (RFC 9562, version 7), so that rows made together stand together in an index."""
         milliseconds = time.time_ns() // 1_000_000
         noise = int.from_bytes(_sixteen_bytes()) >> 54
         value = (milliseconds & ((1 << 48) - 1)) << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62
-        return str(uuid.UUID(int=value | noise & ((1 << 62) - 1)))
+        return _as_text(value | noise & ((1 << 62) - 1))
 
     def uuid4(self) -> str:
-        return str(uuid.UUID(bytes=_sixteen_bytes(), version=4))
+        value = int.from_bytes(_sixteen_bytes()) & ~(0xF << 76 | 0b11 << 62)
+        return _as_text(value | 0x4 << 76 | 0b10 << 62)
 
     def jitter(self, seconds: float) -> float:
         """A random part of `seconds`, between half and all of it: retries of many callers drift apart."""
@@ -70,11 +71,15 @@ class Clock:
 SYSTEM = Clock()
 
 
+_UUID = re.compile("-".join(f"[0-9a-fA-F]{{{digits}}}" for digits in (8, 4, 4, 4, 12)))
+
+
 def is_uuid(text: str) -> bool:
     """Whether `text` is a UUID in the one form that we store: 36 characters with dashes, either case."""
-    if len(text) != 36:
-        return False
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
+    return _UUID.fullmatch(text) is not None
+
+
+def _as_text(value: int) -> str:
+    """A UUID of 128 bits. `uuid.UUID` takes five times as long, and every call makes several."""
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

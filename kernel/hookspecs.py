@@ -1,7 +1,8 @@
 """Every hook, in the order in which a request meets them.
 
 A verb is asked: the first answer wins, None abstains. `on_…` is told after the fact, and no answer is read. The order
-among plugins is the order of the YAML file. An implementation may take fewer arguments than stand here.
+among plugins is the order of the YAML file. An implementation may take fewer arguments than stand here, and be a plain
+function where an `async def` stands and there is nothing to wait for (not around_dispatch).
 """
 
 from __future__ import annotations

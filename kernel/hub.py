@@ -136,7 +136,7 @@ async def _ground(stack: AsyncExitStack, settings: Settings, loaded: Loaded) -> 
         keyring=keyring,
         signals=signals,
         pulse=pulse,
-        observer=Observer(loaded.hooks.on_transition, loaded.hooks.on_stage),
+        observer=Observer(loaded.hooks.on_transition, loaded.hooks.on_stage, loaded.hooks.on_request),
     )
 
 
@@ -220,6 +220,7 @@ def _app(hub: Hub) -> Any:
             host=hub,
             hooks=hub.loaded.hooks,
             dispatcher=story.dispatcher,
+            observer=hub.ground.observer,
             links=story.links,
             directs=story.directs,
             reports=hub.parts.reports,

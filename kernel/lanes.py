@@ -13,6 +13,7 @@ import anyio.abc
 from kernel.agent import Agent, Report
 from kernel.clock import Clock
 from kernel.intent import Intent, Lane
+from kernel.latch import Latch
 from kernel.link import Exchange, Link
 from kernel.storage import AgentView, NewIntent
 
@@ -39,7 +40,7 @@ class Work:
         self.plan = plan
         """Of LOCAL work: what is recorded if it must be."""
         self.recorded = plan is None
-        self.recording = anyio.Lock()
+        self.recording = anyio.Lock(fast_acquire=True)
         """Held while LOCAL work gets its row, so that its end finds it either there or not."""
         self.view = view
         self.values = values
@@ -50,7 +51,7 @@ class Work:
         self.aside = False
         """It is ended where it waits, behind others of its lane."""
         self._waiting: anyio.CancelScope | None = None
-        self.turn = anyio.Event()
+        self.turn = Latch()
         """It is the first of its lane."""
         self.accepted = False
         """The broker says that it took it."""
@@ -66,7 +67,7 @@ class Work:
         """What of (sent, accepted) its row knows."""
         self.agent: Agent | None = None
         """Its agent as stored with its end."""
-        self.settled = anyio.Event()
+        self.settled = Latch()
 
     # -- what it waits for -------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from kernel.broker import Broker, Session
 from kernel.clock import Clock, Instant
 from kernel.errors import LinkLost, PayloadTooLarge
 from kernel.intent import IntentId
+from kernel.latch import Latch
 from kernel.storage import Released, SessionClaimed
 from kernel.window import Window
 
@@ -100,11 +101,11 @@ class Exchange:
         self.queued = 0.0
         """Seconds until its frame was on the socket."""
         self._asked = asked
-        self.sent = anyio.Event()
+        self.sent = Latch()
         self.sent_at: Instant | None = None
         self.accepted_at: Instant | None = None
         self.response: wire.Response | None = None
-        self._over = anyio.Event()
+        self._over = Latch()
 
     def left(self, clock: Clock) -> None:
         """Its frame is on the socket, or its answer says that it was."""
@@ -162,10 +163,10 @@ class Link:
         self._clock = clock
         self._outgoing: list[tuple[str, Exchange | None]] = []
         self._outgoing_bytes = 0
-        self._outgoing_arrived = anyio.Event()
+        self._outgoing_arrived = Latch()
         self._exchanges: dict[str, Exchange] = {}
         self._open = True
-        self._hangup = anyio.Event()
+        self._hangup = Latch()
         self.late_answers = 0
         self.on_work: Callable[[Link], None] = lambda _: None
         """Called when something may be claimed for this broker."""
@@ -287,7 +288,7 @@ class Link:
         with suppress(Closed):
             while True:
                 await self._outgoing_arrived.wait()
-                self._outgoing_arrived = anyio.Event()
+                self._outgoing_arrived = Latch()
                 while self._outgoing:
                     await self._send(self._take())
 

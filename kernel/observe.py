@@ -1,4 +1,4 @@
-"""Hands transitions to exporters, and never slows the story: it drops and counts."""
+"""Hands transitions, stages and requests to exporters, and never slows the story: it drops and counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import anyio
 
+from kernel.latch import Latch
 from kernel.transition import Transition
 
 MOST_PENDING = 10_000
@@ -20,40 +21,53 @@ class Teller(Protocol):
 
 
 class Observer:
-    """Tells of each transition in the order of their commits, from a task of its own."""
+    """Tells of them from a task of its own, transitions in the order of their commits: an answer does not wait for who
+    counts it."""
 
-    def __init__(self, transition: Teller, stage: Teller) -> None:
+    def __init__(self, transition: Teller, stage: Teller, request: Teller) -> None:
         self._transition = transition
         self._stage = stage
-        self._pending: deque[Transition] = deque()
-        self._arrived = anyio.Event()
+        self._request = request
+        self._pending: deque[tuple[Teller, tuple[object, ...]]] = deque()
+        self._arrived = Latch()
         self.dropped = 0
 
     def tell(self, transitions: Iterable[Transition]) -> None:
         for transition in transitions:
-            if len(self._pending) >= MOST_PENDING:
-                self.dropped += 1
-                continue
-            self._pending.append(transition)
-        self._arrived.set()
+            self._put(self._transition, transition)
 
     def stage(self, name: str, seconds: float) -> None:
         """One stage of a dispatch took this long: authenticate, route, record, claim, resolve, send, answer, …"""
-        self._stage.tell(name, seconds)
+        self._put(self._stage, name, seconds)
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered; `route` is its template."""
+        self._put(self._request, route, method, status, seconds)
+
+    def _put(self, teller: Teller, *arguments: object) -> None:
+        if len(self._pending) >= MOST_PENDING:
+            self.dropped += 1
+            return
+        self._pending.append((teller, arguments))
+        self._arrived.set()
 
     async def run(self) -> None:
         while True:
             await self._arrived.wait()
-            self._arrived = anyio.Event()
+            self._arrived = Latch()
             await self._drain()
 
     async def _drain(self) -> None:
         while self._pending:
-            self._transition.tell(self._pending.popleft())
-            if not len(self._pending) % 64:
+            self._tell_next()
+            if self._pending and not len(self._pending) % 64:
                 await anyio.sleep(0)
 
     def flush(self) -> None:
         """At the end of a hub's life: tell what is left."""
         while self._pending:
-            self._transition.tell(self._pending.popleft())
+            self._tell_next()
+
+    def _tell_next(self) -> None:
+        teller, arguments = self._pending.popleft()
+        teller.tell(*arguments)

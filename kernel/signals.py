@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from kernel.clock import Clock
+from kernel.latch import Latch
 from kernel.node import NodeId
 
 MOST_PENDING = 10_000
@@ -96,7 +97,7 @@ class Mailbox:
         self._pending: dict[Signal, None] = {}
         self._weight = 0
         self._missed = False
-        self._arrived = anyio.Event()
+        self._arrived = Latch()
 
     @property
     def missed(self) -> bool:
@@ -122,7 +123,7 @@ class Mailbox:
         """Take what is there, `MISSED` first; wait for it until the monotonic time `until`."""
         with anyio.move_on_after(max(0.0, until - self._clock.monotonic())):
             await self._arrived.wait()
-        self._arrived = anyio.Event()
+        self._arrived = Latch()
         taken = [MISSED, *self._pending] if self._missed else list(self._pending)
         self._clear()
         self._missed = False

@@ -12,6 +12,7 @@ from kernel.agent import Agent
 from kernel.clock import Clock
 from kernel.errors import PointsmanError, StorageUnavailable
 from kernel.intent import Intent, IntentId, State
+from kernel.latch import Latch
 from kernel.storage import Intents
 
 LOOK = 0.05
@@ -50,7 +51,7 @@ class Waiter:
         """Its row, when it was last read, was in somebody's hands, or had ended."""
         self._clock = clock
         self._end: Seen | Unended | PointsmanError | None = None
-        self._ended = anyio.Event()
+        self._ended = Latch()
         self.heard_at = clock.monotonic()
         """When anything was heard of it."""
         self._moved_at = 0
@@ -99,7 +100,7 @@ class Waiters:
         self._rekick = rekick
         self._waiting: dict[IntentId, set[Waiter]] = {}
         self._unread: set[IntentId] = set()
-        self._reading = anyio.Lock()
+        self._reading = anyio.Lock(fast_acquire=True)
 
     @contextmanager
     def register(self, intent_id: IntentId) -> Iterator[Waiter]:

@@ -13,6 +13,7 @@ from kernel.clock import Clock
 from kernel.dispatch import Delivery
 from kernel.drain import Drain
 from kernel.errors import StorageUnavailable
+from kernel.latch import Latch
 from kernel.links import Links
 from kernel.node import NodeId
 from kernel.signals import BusState, Signal, SignalKind, Signals
@@ -73,7 +74,7 @@ class Wakeups:
         self._waiters = waiters
         self._links = links
         self._errands = Errands()
-        self._asked = anyio.Event()
+        self._asked = Latch()
         self._away = False
         """Whether it was said that the database does not answer."""
 
@@ -119,7 +120,7 @@ class Wakeups:
     async def _run_errands(self) -> None:
         while True:
             await self._asked.wait()
-            self._asked = anyio.Event()
+            self._asked = Latch()
             errands, self._errands = self._errands, Errands()
             try:
                 await (self._look() if errands.missed else self._run(errands))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
-
 from kernel.intent import Lane
+from kernel.latch import Latch
 
 
 class Window:
@@ -15,21 +14,24 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self._free = self.size = size
-        self._control: list[tuple[int, anyio.Event]] = []
-        self._messages: list[tuple[int, anyio.Event]] = []
+        self._control: list[tuple[int, Latch]] = []
+        self._messages: list[tuple[int, Latch]] = []
 
     @asynccontextmanager
     async def place(self, lane: Lane, *, alone: bool = False) -> AsyncIterator[None]:
         places = self.size if alone else 1
-        await self._take(self._control if lane is Lane.CONTROL else self._messages, places)
+        if places <= self._free and not self._control and not self._messages:
+            self._free -= places
+        else:
+            await self._take(self._control if lane is Lane.CONTROL else self._messages, places)
         try:
             yield
         finally:
             self._free += places
             self._admit()
 
-    async def _take(self, queue: list[tuple[int, anyio.Event]], places: int) -> None:
-        ticket = (places, anyio.Event())
+    async def _take(self, queue: list[tuple[int, Latch]], places: int) -> None:
+        ticket = (places, Latch())
         queue.append(ticket)
         self._admit()
         try:
@@ -38,7 +40,7 @@ class Window:
             self._give_up(queue, ticket)
             raise
 
-    def _give_up(self, queue: list[tuple[int, anyio.Event]], ticket: tuple[int, anyio.Event]) -> None:
+    def _give_up(self, queue: list[tuple[int, Latch]], ticket: tuple[int, Latch]) -> None:
         if ticket[1].is_set():
             self._free += ticket[0]
         else:

@@ -10,7 +10,7 @@ import msgspec
 from kernel import wire
 from kernel.api import instants, shapes
 from kernel.api.edge import Edge
-from kernel.api.exchange import Asked, Responded, headers_of, tell
+from kernel.api.exchange import Asked, Responded, tell
 from kernel.api.limits import Limits
 from kernel.api.pages import PageQuery, listed
 from kernel.api.preferences import key_of
@@ -95,7 +95,7 @@ class Brokers:
         """With a key a repeat is given the same token: nobody would know the first one any more."""
         token = new_join_token()
         keyring = self._edge.host.keyring
-        key = key_of(headers_of(req.scope), str(req.principal), req.method, req.path, await req.raw())
+        key = key_of(req.lower_headers, str(req.principal), req.method, req.path, await req.raw())
         registered = await self._edge.storage.register_broker(
             BrokerRegistration(
                 broker_id=BrokerId(body.broker_id.lower() if body.broker_id else self._edge.clock.uuid7()),

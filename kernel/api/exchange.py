@@ -46,6 +46,15 @@ class Asked(falcon.asgi.Request):
         client = self.scope.get("client")
         return str(client[0]) if client else ""
 
+    @cached_property
+    def lower_headers(self) -> Mapping[str, str]:
+        """Lower-case names; what was sent twice is joined, so that a signature over it fails rather than picks one."""
+        found: dict[str, str] = {}
+        for name, value in self.scope["headers"]:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            found[key] = f"{found[key]}, {text}" if key in found else text
+        return found
+
     async def raw(self, deadline: float = BODY_DEADLINE) -> bytes:
         """The whole body, read once, whichever way its length is told.
 
@@ -56,6 +65,8 @@ class Asked(falcon.asgi.Request):
         return self._raw
 
     async def _read(self, deadline: float) -> bytes:
+        if not self.content_length and "transfer-encoding" not in self.lower_headers:
+            return b""
         told = f"the body is larger than {self.body_limit} bytes"
         if (self.content_length or 0) > self.body_limit:
             raise PayloadTooLarge(told)
@@ -96,9 +107,9 @@ class Seen:
         raw: bytes = self._asked.scope.get("query_string", b"")
         return raw.decode("latin-1")
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, str]:
-        return headers_of(self._asked.scope)
+        return self._asked.lower_headers
 
     @property
     def peer(self) -> str:
@@ -106,12 +117,3 @@ class Seen:
 
     async def body(self) -> bytes:
         return await self._asked.raw(SIGNED_BODY_DEADLINE)
-
-
-def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
-    """Lower-case names; what was sent twice is joined, so that a signature over it fails rather than picks one."""
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found

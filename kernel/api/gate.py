@@ -91,7 +91,7 @@ class Gate:
         except Misbehaved as fault:
             raise Unauthenticated(f"nobody is let in: {fault.message}") from fault
         finally:
-            self._edge.hooks.on_stage.tell("authenticate", self._edge.clock.monotonic() - started)
+            self._edge.observer.stage("authenticate", self._edge.clock.monotonic() - started)
         if answer is None:
             raise Unauthenticated
         return answer.value
@@ -111,7 +111,7 @@ class Gate:
 
     async def process_response(self, req: Asked, resp: Responded, resource: object, req_succeeded: bool) -> None:
         seconds = self._edge.clock.monotonic() - req.started
-        self._edge.hooks.on_request.tell(req.uri_template or "unknown", req.method, resp.status_code, seconds)
+        self._edge.observer.request(req.uri_template or "unknown", req.method, resp.status_code, seconds)
         level = logging.DEBUG if resp.status_code < 400 else logging.INFO
         if log.isEnabledFor(level):
             path = req.scope.get("raw_path", b"").decode("latin-1")

@@ -10,7 +10,7 @@ import msgspec
 
 from kernel.api import shapes
 from kernel.api.edge import Edge
-from kernel.api.exchange import Asked, Responded, headers_of, tell
+from kernel.api.exchange import Asked, Responded, tell
 from kernel.api.preferences import Preferences, key_of, preferences_of
 from kernel.api.projects import known_project
 from kernel.call import Answer, Call
@@ -62,7 +62,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 async def operation_of(req: Asked) -> Operation:
     """Raises: Invalid."""
-    headers = headers_of(req.scope)
+    headers = req.lower_headers
     principal = str(req.principal)
     return Operation(
         preferences=preferences_of(headers),

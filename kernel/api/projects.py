@@ -6,7 +6,7 @@ import msgspec
 
 from kernel.api import shapes
 from kernel.api.edge import Edge
-from kernel.api.exchange import Asked, Responded, headers_of, tell
+from kernel.api.exchange import Asked, Responded, tell
 from kernel.api.pages import PageQuery, listed
 from kernel.api.preferences import key_of
 from kernel.api.routes import route
@@ -81,7 +81,7 @@ class Projects:
             if known and known.id == body.id.lower():
                 tell(resp, shapes.project(known))
                 return
-        key = key_of(headers_of(req.scope), str(req.principal), req.method, req.path, await req.raw())
+        key = key_of(req.lower_headers, str(req.principal), req.method, req.path, await req.raw())
         tell(resp, shapes.project(await self._create(_wanted(body, req, self._edge), body.slug is None, key)), 201)
 
     async def _create(self, project: Project, numbered: bool, key: IdempotencyKey | None) -> Project:

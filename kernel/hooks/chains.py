@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -62,7 +62,7 @@ class Chain:
         return value, value is None or self._fits(voice, value)
 
     async def _await(self, voice: Voice, arguments: tuple[object, ...]) -> Any:
-        """One asynchronous call.
+        """One asynchronous call; what answers without waiting is a plain function, and pays for no deadline.
 
         Raises:
             Misbehaved: it raised, took too long or gave nonsense; counted. What it raised is the cause.
@@ -70,11 +70,12 @@ class Chain:
         """
         started = self._monotonic()
         cause: BaseException | None = None
-        told, value = "", None
+        told, value, late = "", None, False
         try:
-            with anyio.move_on_after(self._deadline) as scope:
-                value = await voice.call(*arguments)
-            if scope.cancelled_caught or self._monotonic() - started > self._deadline:
+            value = voice.call(*arguments)
+            if inspect.iscoroutine(value):
+                value, late = await self._in_time(value)
+            if late or self._monotonic() - started > self._deadline:
                 told = f"took more than {self._deadline:g} s"
         except self.rule.passes:
             raise
@@ -87,6 +88,13 @@ class Chain:
         elif value is None or self._fits(voice, value):
             return value
         raise Misbehaved(_complaint(voice, cause), plugin=voice.plugin, hook=voice.hook) from cause
+
+    async def _in_time(self, waits: Coroutine[Any, Any, Any]) -> tuple[Any, bool]:
+        """What it gives, and whether it was cut off."""
+        value = None
+        with anyio.move_on_after(self._deadline) as scope:
+            value = await waits
+        return value, scope.cancelled_caught
 
     def _fits(self, voice: Voice, value: object) -> bool:
         if self.rule.answer is None or isinstance(value, self.rule.answer):
@@ -159,7 +167,7 @@ class Broadcast(Chain):
         """Never raises."""
         for voice in self._voices:
             value, _ = self._ask(voice, arguments)
-            if inspect.iscoroutine(value):
+            if value is not None and inspect.iscoroutine(value):
                 value.close()
 
 

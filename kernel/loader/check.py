@@ -111,10 +111,9 @@ def _home(thing: Any) -> str:
 
 def _arguments(rule: Rule, function: Any, thing: Any, complain: Complain) -> tuple[str, ...]:
     """Those that it takes, less `self` and what has a default."""
-    if inspect.iscoroutinefunction(function) != rule.is_async or inspect.isasyncgenfunction(function):
-        wanted, found = ("async def", "def") if rule.is_async else ("def", "async def")
-        if inspect.isasyncgenfunction(function):
-            found = "an asynchronous generator"
+    wanted = "async def" if rule.is_async else "def"
+    found = _kind_of(function)
+    if found != wanted and not (found == "def" and rule.is_async and rule.kind is not Kind.AROUND):
         complain(rule.name, f"expected `{wanted} {rule.name}`, found {found}: {_why(rule)}")
     taken = list(inspect.signature(function).parameters.values())
     if inspect.isclass(thing) and not isinstance(inspect.getattr_static(thing, function.__name__, None), staticmethod):
@@ -127,6 +126,12 @@ def _arguments(rule: Rule, function: Any, thing: Any, complain: Complain) -> tup
         elif one.kind is one.KEYWORD_ONLY:
             complain(rule.name, f"expected {one.name} by position, found it after *: remove the *")
     return tuple(one.name for one in named)
+
+
+def _kind_of(function: Any) -> str:
+    if inspect.isasyncgenfunction(function):
+        return "an asynchronous generator"
+    return "async def" if inspect.iscoroutinefunction(function) else "def"
 
 
 def _why(rule: Rule) -> str:

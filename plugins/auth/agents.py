@@ -40,7 +40,7 @@ class Plugin:
         self._key = agent_key(hub.keyring)
 
     @hookimpl
-    async def authenticate(self, request: Request) -> Principal | None:
+    def authenticate(self, request: Request) -> Principal | None:
         """Raises: Unauthenticated for a token of ours that is not, or no longer, good."""
         token = _token(request)
         if token is None:
@@ -68,7 +68,7 @@ class Plugin:
         return dict(read.claims)
 
     @hookimpl
-    async def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
+    def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
         if principal.kind != "agent":
             return None
         if (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from kernel import (
     CLOCK_WINDOW,
     BrokerAuthFailed,
@@ -10,6 +12,7 @@ from kernel import (
     Decision,
     Host,
     InvalidSignature,
+    Page,
     Principal,
     ReplayDetected,
     Request,
@@ -27,6 +30,8 @@ BROKER_ID = "x-scion-broker-id"
 TIMESTAMP = "x-scion-timestamp"
 NONCE = "x-scion-nonce"
 SIGNATURE = "x-scion-signature"
+LOOKED_AT = 50
+"""Brokers in which a start looks for a secret that tells whether this hub's SESSION_SECRET is that of the database."""
 
 
 class Plugin:
@@ -37,18 +42,24 @@ class Plugin:
 
     @hookimpl
     async def on_start(self, hub: Host) -> None:
+        """Raises: Misconfigured when the secrets that the database holds were sealed under another SESSION_SECRET."""
         self._hub = hub
+        for broker in await hub.storage.list_brokers(Page(limit=LOOKED_AT)):
+            for one in await hub.storage.broker_secrets(broker.id):
+                open_secret(hub.keyring, one.sealed, broker.id, one.key_id)
+                return
 
     @hookimpl
-    async def authenticate(self, request: Request) -> Principal | None:
+    def authenticate(self, request: Request) -> Awaitable[Principal] | None:
+        """Only a request that names a broker waits for the database."""
+        named = request.headers.get(BROKER_ID)
+        return None if named is None else self._verified(BrokerId(named.strip().lower()), request)
+
+    async def _verified(self, broker_id: BrokerId, request: Request) -> Principal:
         """Id, clock and nonce are looked at before the body is; the nonce is used up only by a good signature.
 
         Raises: BrokerAuthFailed, ClockSkew, InvalidSignature, ReplayDetected.
         """
-        named = request.headers.get(BROKER_ID)
-        if named is None:
-            return None
-        broker_id = BrokerId(named.strip().lower())
         self._check_form(broker_id, request)
         key_id = await self._signer(broker_id, request)
         if not await self._hub.storage.use_nonce(broker_id, request.headers[NONCE]):
@@ -91,7 +102,7 @@ class Plugin:
         raise InvalidSignature
 
     @hookimpl
-    async def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
+    def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
         if principal.kind != "broker":
             return None
         if action == "broker.connect":

@@ -52,7 +52,7 @@ class Plugin:
         return self._token or None
 
     @hookimpl
-    async def authenticate(self, request: Request) -> Principal | None:
+    def authenticate(self, request: Request) -> Principal | None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._is_mine(token.strip()):
             return None
@@ -62,7 +62,7 @@ class Plugin:
         return bool(self._token) and hmac.compare_digest(token.encode(), self._token.encode())
 
     @hookimpl
-    async def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
+    def authorize(self, principal: Principal, action: str, resource: Resource) -> Decision | None:
         if principal.kind != "user" or principal.id != USER.id:
             return None
         return Decision(allowed=True, reason="the developer may do everything")

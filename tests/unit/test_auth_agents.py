@@ -57,7 +57,7 @@ async def plugin_of(hub: Hub) -> Plugin:
 
 
 async def known(plugin: Plugin, asked: Asked) -> Principal | None:
-    return await plugin.authenticate(cast("Any", asked))
+    return plugin.authenticate(cast("Any", asked))
 
 
 def token_of(hub: Hub) -> str:
@@ -168,7 +168,7 @@ async def test_an_agent_may_report_its_own_status_and_nothing_else(
 ) -> None:
     plugin = await plugin_of(Hub())
     agent = Principal(kind="agent", id=AGENT.id, name=AGENT.id, claims=claims)
-    decision = await plugin.authorize(agent, action, Resource(kind="agent", id=id))
+    decision = plugin.authorize(agent, action, Resource(kind="agent", id=id))
     assert decision is not None
     assert decision.allowed is allowed
 
@@ -176,4 +176,4 @@ async def test_an_agent_may_report_its_own_status_and_nothing_else(
 async def test_it_decides_nothing_about_others() -> None:
     plugin = await plugin_of(Hub())
     user = Principal(kind="user", id=AGENT.id, name="u")
-    assert await plugin.authorize(user, "agent.status", Resource(kind="agent", id=AGENT.id)) is None
+    assert plugin.authorize(user, "agent.status", Resource(kind="agent", id=AGENT.id)) is None

@@ -6,18 +6,21 @@ from typing import Any, cast
 
 import pytest
 
+from kernel.broker import Broker, BrokerId
 from kernel.clock import Clock, Instant
 from kernel.credentials import new_secret, seal_secret
-from kernel.errors import BrokerAuthFailed, ClockSkew, InvalidSignature, PayloadTooLarge, ReplayDetected
+from kernel.errors import BrokerAuthFailed, ClockSkew, InvalidSignature, Misconfigured, PayloadTooLarge, ReplayDetected
 from kernel.keyring import Keyring
 from kernel.session import Principal, Resource
-from kernel.storage import SealedSecret
+from kernel.storage import Page, SealedSecret
 from plugins.auth.brokers import Plugin
 from tests.harness.signing import signed
 
 pytestmark = pytest.mark.anyio
 
 BROKER = "0193b8e4-0000-7000-8000-000000000001"
+WITHOUT = "0193b8e4-0000-7000-8000-000000000002"
+"""A broker that has no secret yet."""
 NOW = 1_795_599_012
 PATH = "/api/v1/runtime-brokers/connect"
 KEYRING = Keyring("x" * 32)
@@ -38,6 +41,11 @@ class Secrets:
         ]
         self.used: set[tuple[str, str]] = set()
 
+    async def list_brokers(self, _: Page) -> list[Broker]:
+        return [
+            Broker(id=BrokerId(one), name=one, slug=one) for one in ("018f0000-0000-7000-8000-000000000009", BROKER)
+        ]
+
     async def broker_secrets(self, broker_id: str) -> list[SealedSecret]:
         return self.live if broker_id == BROKER else []
 
@@ -48,9 +56,9 @@ class Secrets:
 
 
 class Hub:
-    def __init__(self, *secrets: bytes) -> None:
+    def __init__(self, *secrets: bytes, keyring: Keyring = KEYRING) -> None:
         self.storage = Secrets(*secrets)
-        self.keyring = KEYRING
+        self.keyring = keyring
         self.clock = Held()
 
 
@@ -77,7 +85,8 @@ async def plugin_with(*secrets: bytes) -> tuple[Plugin, Hub]:
 
 
 async def known(plugin: Plugin, asked: Asked) -> Principal | None:
-    return await plugin.authenticate(cast("Any", asked))
+    answering = plugin.authenticate(cast("Any", asked))
+    return await answering if answering else None
 
 
 def headers_of(secret: bytes, **more: Any) -> dict[str, str]:
@@ -89,6 +98,13 @@ async def test_a_good_signature_names_its_broker_and_its_key() -> None:
     plugin, _ = await plugin_with(secret)
     found = await known(plugin, Asked(headers_of(secret)))
     assert found == Principal(kind="broker", id=BROKER, name=BROKER, claims={"keyId": "key-0"})
+
+
+async def test_a_hub_with_another_session_secret_does_not_start() -> None:
+    """It would refuse every broker, and take what the other hubs sealed for damaged."""
+    hub = Hub(new_secret(), keyring=Keyring("y" * 32))
+    with pytest.raises(Misconfigured, match="another SESSION_SECRET"):
+        await Plugin().on_start(cast("Any", hub))
 
 
 async def test_every_live_key_is_tried() -> None:
@@ -204,14 +220,11 @@ async def test_a_body_over_the_limit_is_its_own_refusal() -> None:
 async def test_a_broker_may_do_what_brokers_do_for_itself_only(action: str, id: str | None, allowed: bool) -> None:
     plugin, _ = await plugin_with()
     broker = Principal(kind="broker", id=BROKER, name=BROKER)
-    decision = await plugin.authorize(broker, action, Resource(kind="broker", id=id))
+    decision = plugin.authorize(broker, action, Resource(kind="broker", id=id))
     assert decision is not None
     assert decision.allowed is allowed
 
 
 async def test_it_decides_nothing_about_others() -> None:
     plugin, _ = await plugin_with()
-    assert (
-        await plugin.authorize(Principal(kind="user", id="u", name="u"), "broker.connect", Resource(kind="broker"))
-        is None
-    )
+    assert plugin.authorize(Principal(kind="user", id="u", name="u"), "broker.connect", Resource(kind="broker")) is None

@@ -54,7 +54,7 @@ async def started(file: Path, hub: Hub | None = None) -> Plugin:
 
 
 async def known(plugin: Plugin, authorization: str | None) -> Principal | None:
-    return await plugin.authenticate(cast("Any", Asked(authorization)))
+    return plugin.authenticate(cast("Any", Asked(authorization)))
 
 
 async def test_the_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ async def test_anything_else_stops_the_start_with_the_line_to_change(tmp_path: P
 async def test_it_decides_for_its_own_user_only(tmp_path: Path) -> None:
     plugin = await started(tmp_path / "dev-token")
     mine = Principal(kind="user", id=DEV, name="dev@localhost", role="admin")
-    decision = await plugin.authorize(mine, "agent.delete", Resource(kind="agent"))
+    decision = plugin.authorize(mine, "agent.delete", Resource(kind="agent"))
     assert decision is not None
     assert decision.allowed
     for other in (Principal(kind="user", id="x", name="x", role="admin"), Principal(kind="broker", id=DEV, name="b")):
-        assert await plugin.authorize(other, "agent.delete", Resource(kind="agent")) is None
+        assert plugin.authorize(other, "agent.delete", Resource(kind="agent")) is None

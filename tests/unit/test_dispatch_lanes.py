@@ -127,7 +127,7 @@ async def test_a_link_that_is_gone_leaves_no_task_behind() -> None:
                 links=links,
                 lanes=Bench(tasks).lanes,
                 recovery=None,  # type: ignore[arg-type]
-                observer=Observer(Silent(), Silent()),
+                observer=Observer(Silent(), Silent(), Silent()),
                 clock=SYSTEM,
                 tasks=tasks,
                 lazy=lambda _: False,

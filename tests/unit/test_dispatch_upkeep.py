@@ -177,7 +177,7 @@ async def test_a_sweep_ends_everything_that_is_overdue() -> None:
     await pulse.start()
     sweeps = Sweeps(
         storage=storage,
-        observer=Observer(Silent(), Silent()),
+        observer=Observer(Silent(), Silent(), Silent()),
         waiters=Waiters(storage, SYSTEM, ()),
         signals=InProcessSignals(SYSTEM),
         pulse=pulse,

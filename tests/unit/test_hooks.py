@@ -230,7 +230,7 @@ async def test_first_plugin_that_knows_the_caller_answers() -> None:
     assert await hooks.authenticate.ask(object()) == Answer(SOMEBODY, "p1")
 
 
-@pytest.mark.parametrize("broken", [fails, sleeps, awaits("root"), awaits(True)])
+@pytest.mark.parametrize("broken", [fails, raises, sleeps, awaits("root"), awaits(True), says("root")])
 async def test_broken_authentication_denies_although_another_would_let_in(broken: Callable[..., Any]) -> None:
     hooks = plugged("authenticate", broken, awaits(SOMEBODY), settings=BREAKER)
     hooks.authenticate._deadline = 0.05
@@ -239,12 +239,29 @@ async def test_broken_authentication_denies_although_another_would_let_in(broken
     assert faults(hooks) == {"p0": 1, "p1": 0}
 
 
+async def test_plugin_that_waits_for_nothing_is_a_plain_function() -> None:
+    hooks = plugged("authenticate", abstains, says(SOMEBODY), fails)
+    assert await hooks.authenticate.ask(object()) == Answer(SOMEBODY, "p1")
+
+
+async def test_plain_function_may_begin_to_wait() -> None:
+    hooks = plugged("authenticate", lambda request: sleeps() if request else None, awaits(SOMEBODY))
+    hooks.authenticate._deadline = 0.05
+    assert await hooks.authenticate.ask(0) == Answer(SOMEBODY, "p1")
+    with pytest.raises(Misbehaved, match=r"took more than 0\.05 s"):
+        await hooks.authenticate.ask(1)
+
+
 @pytest.mark.parametrize("error", [Unauthenticated, Forbidden, StorageUnavailable])
-async def test_refusal_is_no_fault(error: type[Exception]) -> None:
-    async def refuses(_: object) -> None:
+@pytest.mark.parametrize("waits", [True, False])
+async def test_refusal_is_no_fault(error: type[Exception], waits: bool) -> None:
+    def refuses(_: object) -> None:
         raise error
 
-    hooks = plugged("authenticate", refuses, awaits(SOMEBODY))
+    async def refuses_later(_: object) -> None:
+        raise error
+
+    hooks = plugged("authenticate", refuses_later if waits else refuses, awaits(SOMEBODY))
     with pytest.raises(error):
         await hooks.authenticate.ask(object())
     assert faults(hooks) == {"p0": 0, "p1": 0}
@@ -271,12 +288,16 @@ async def test_stranger_cannot_switch_authentication_off() -> None:
 
 
 async def test_plugin_that_blocks_its_asynchronous_hook_is_counted() -> None:
-    async def blocks(*_: object) -> Decision:
+    def blocks(*_: object) -> Decision:
         time.sleep(0.3)
         return Decision(allowed=True, reason="late")
 
-    with pytest.raises(Misbehaved, match=r"took more than 0\.2 s"):
-        await plugged("authorize", blocks).authorize.ask(object(), "agent.start", object())
+    async def blocks_awaited(*_: object) -> Decision:
+        return blocks()
+
+    for one in (blocks, blocks_awaited):
+        with pytest.raises(Misbehaved, match=r"took more than 0\.2 s"):
+            await plugged("authorize", one).authorize.ask(object(), "agent.start", object())
 
 
 async def test_cancellation_passes_through_a_hook_untouched() -> None:

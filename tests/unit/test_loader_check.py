@@ -46,9 +46,9 @@ def complaints(body: str, *, module: bool = False) -> list[tuple[str, str]]:
             "expected `def rank_route`, found async def: it must answer at once, without I/O",
         ),
         (
-            "@hookimpl\ndef authenticate(self, request): ...",
-            "authenticate",
-            "expected `async def authenticate`, found def: it is awaited",
+            "@hookimpl\ndef around_dispatch(self, intent, call_next): ...",
+            "around_dispatch",
+            "expected `async def around_dispatch`, found def: it is awaited",
         ),
         (
             "@hookimpl\nasync def on_transition(self, transition): ...",

@@ -109,7 +109,7 @@ class Bench:
         self.breaks = 0
         self.sent: list[str] = []
         self.let_go = anyio.Event()
-        observer = Observer(Silent(), Silent())
+        observer = Observer(Silent(), Silent(), Silent())
         self.lanes = Lanes(tasks, SYSTEM, deliver=self._deliver, put_aside=self._deliver)
         self.pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=30, breaks=lambda: self.breaks)
         self.ends = Ends(
