@@ -121,8 +121,9 @@ class Mailbox:
 
     async def wait(self, until: float) -> list[Signal]:
         """Take what is there, `MISSED` first; wait for it until the monotonic time `until`."""
-        with anyio.move_on_after(max(0.0, until - self._clock.monotonic())):
-            await self._arrived.wait()
+        if not self._arrived.is_set():
+            with anyio.move_on_after(max(0.0, until - self._clock.monotonic())):
+                await self._arrived.wait()
         self._arrived = Latch()
         taken = [MISSED, *self._pending] if self._missed else list(self._pending)
         self._clear()

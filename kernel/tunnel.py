@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
@@ -62,8 +63,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 def call_for(intent: Intent, subject: Subject | None, *, suspends: bool, by_id: bool) -> Call:
     """The request of one intent. `suspends`: the broker announced suspend. `by_id`: a stock broker finalizes by id."""
-    path = f"/api/v1/agents/{quote(intent.agent_slug, safe='')}"
-    query = urlencode({"projectId": intent.project_id, "groveId": intent.project_id})
+    path = _path(intent.agent_slug)
+    query = _query(intent.project_id)
     names: dict[str, Any] = {
         "projectId": intent.project_id,
         "groveId": intent.project_id,
@@ -90,6 +91,16 @@ def call_for(intent: Intent, subject: Subject | None, *, suspends: bool, by_id: 
             where = f"/api/v1/agents/{intent.agent_id}" if by_id else path
             body = {"env": {**subject.environment.values, **subject.values}, "runId": intent.run_id}
             return _post(f"{where}/finalize-env", query, {**body, **names})
+
+
+@lru_cache(4096)
+def _path(slug: str) -> str:
+    return f"/api/v1/agents/{quote(slug, safe='')}"
+
+
+@lru_cache(1024)
+def _query(project_id: str) -> str:
+    return urlencode({"projectId": project_id, "groveId": project_id})
 
 
 def _post(path: str, query: str, body: Mapping[str, Any]) -> Call:

@@ -366,7 +366,7 @@ def canonical_string(
 
 
 def sign(secret: bytes, canonical: bytes) -> str:
-    return base64.b64encode(hmac.new(secret, canonical, hashlib.sha256).digest()).decode()
+    return base64.b64encode(hmac.digest(secret, canonical, "sha256")).decode()
 
 
 def is_signed(secret: bytes, canonical: bytes, signature: str) -> bool:
