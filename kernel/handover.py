@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
 import anyio
 
@@ -11,6 +13,7 @@ from kernel.clock import Clock
 from kernel.dispatch import Dispatcher
 from kernel.ends import Ends
 from kernel.errors import PointsmanError, StorageUnavailable
+from kernel.intent import Lane
 from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
@@ -87,17 +90,24 @@ class Handover:
         log.info("nobody waits here any more after %.2f s", self._clock.monotonic() - began)
 
     async def _write_down_all(self) -> None:
-        """LOCAL calls in flight get their row, which ends them wherever their broker goes."""
+        """LOCAL calls in flight get their row, which ends them wherever their broker goes. A database that is away
+        costs the stop one deadline, not one for each."""
+        lanes: defaultdict[tuple[str, Lane], list[Work]] = defaultdict(list)
+        for work in self._lanes.unrecorded():
+            lanes[work.intent.agent_id, work.intent.lane].append(work)
         async with anyio.create_task_group() as tasks:
-            for work in self._lanes.unrecorded():
-                tasks.start_soon(self._write_down, work)
+            for works in lanes.values():
+                tasks.start_soon(self._write_down, works)
 
-    async def _write_down(self, work: Work) -> None:
-        """All at once: a database that is away costs the stop one deadline, not one for each."""
-        try:
-            await self._ends.write_down(work)
-        except PointsmanError as fault:
-            log.error("dispatch %s could not be recorded before the stop: %s", work.intent.id, fault.message)
+    async def _write_down(self, works: Sequence[Work]) -> None:
+        """Those of one lane in their order: whoever claims them next goes by it."""
+        for work in works:
+            try:
+                await self._ends.write_down(work)
+            except PointsmanError as fault:
+                log.error("dispatch %s could not be recorded before the stop: %s", work.intent.id, fault.message)
+                if isinstance(fault, StorageUnavailable):
+                    return
 
     async def _let_go(self, until: float) -> None:
         """Each link is told once what it has to do; then wait until it is gone, or quiet for good."""

@@ -14,6 +14,8 @@ from kernel.broker import Broker, Epoch, Session, SessionId
 from kernel.clock import SYSTEM, Instant
 from kernel.config import Settings
 from kernel.drain import Drain
+from kernel.errors import StorageUnavailable
+from kernel.handover import Handover
 from kernel.intent import Intent, IntentId
 from kernel.lanes import Lanes, Work
 from kernel.link import Closed, Link
@@ -268,3 +270,64 @@ async def test_past_its_deadline_nothing_is_sent_however_long_its_claim_was_unde
         await until(lambda: bool(found))
         assert found[0].until <= SYSTEM.monotonic()
         link.lose()
+
+
+# -- a hub that stops --------------------------------------------------------------------------------------------
+
+
+class Slowly:
+    """Writes work down, the longer the earlier it was asked."""
+
+    def __init__(self, *away: str) -> None:
+        self.away = away
+        self.asked: list[str] = []
+        self.written: list[str] = []
+
+    async def write_down(self, work: Work) -> None:
+        self.asked.append(work.intent.id)
+        await anyio.sleep(0.2 / len(self.asked))
+        if work.intent.id in self.away:
+            raise StorageUnavailable
+        self.written.append(work.intent.id)
+
+
+class Standing:
+    """The lanes of two agents, with LOCAL work that nobody wrote down."""
+
+    def __init__(self) -> None:
+        link = a_link()
+        self.works = [a_work(link, f"{agent}{n}", agent=agent) for n in range(3) for agent in ("a", "b")]
+
+    def unrecorded(self) -> list[Work]:
+        return self.works
+
+
+def handing_over(ends: Slowly) -> Handover:
+    nothing: Any = None
+    return Handover(
+        storage=nothing,
+        links=nothing,
+        dispatcher=nothing,
+        lanes=cast("Any", Standing()),
+        ends=cast("Any", ends),
+        waiters=nothing,
+        readiness=nothing,
+        pulse=nothing,
+        clock=SYSTEM,
+    )
+
+
+async def test_what_waits_in_one_lane_gets_its_rows_in_the_order_of_the_lane() -> None:
+    """The next hub claims by the order of the rows: what stands behind must not overtake what is with the broker."""
+    ends = Slowly()
+    await handing_over(ends)._write_down_all()
+    assert [name for name in ends.written if name[0] == "a"] == ["a0", "a1", "a2"]
+    assert [name for name in ends.written if name[0] == "b"] == ["b0", "b1", "b2"]
+    assert ends.asked[:2] == ["a0", "b0"], "lanes do not wait for each other"
+
+
+async def test_a_database_that_is_away_is_asked_once_for_each_lane() -> None:
+    ends = Slowly("a0", "b1")
+    await handing_over(ends)._write_down_all()
+    assert sorted(ends.asked) == ["a0", "b0", "b1"]
+    assert ends.written == ["b0"]
