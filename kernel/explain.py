@@ -157,9 +157,11 @@ class Pending(Situation):
         if broker.missing_for is None or broker.missing_for >= grace or broker.left_orderly:
             return None
         ends = Instant(self.now + int((grace - broker.missing_for) * 1_000_000))
+        dials = "is most likely dialling the next hub"
+        next_one = f"{dials}, or a hub asks its HTTP endpoint again" if broker.endpoint else dials
         sentence = (
-            f"Broker {broker.name} is between two sockets: it lost the last one {span(broker.missing_for)} ago and is "
-            f"most likely dialling the next hub. Its grace ends at {self.when(ends)}{self._then_expires()}."
+            f"Broker {broker.name} is between two {'links' if broker.endpoint else 'sockets'}: it lost the last one "
+            f"{span(broker.missing_for)} ago and {next_one}. Its grace ends at {self.when(ends)}{self._then_expires()}."
         )
         return Explanation(code="waiting_broker", sentence=sentence)
 

@@ -103,7 +103,13 @@ def run(
 
 
 @command.command("register")
-@click.option("--hub", metavar="URL", help="The hub [default: POINTSMAN_HUB, else var/ready.json]")
+@click.option(
+    "--hub",
+    "hubs",
+    multiple=True,
+    metavar="URL",
+    help="A hub; repeated: all that it may dial, the first registers it [default: POINTSMAN_HUB, else var/ready.json]",
+)
 @token_option
 @click.option("--name", required=True, help="What people call it; a broker of this name gets a new secret.")
 @provide_option
@@ -111,7 +117,7 @@ def run(
 @endpoint_option
 @folder_option
 def register(
-    hub: str | None,
+    hubs: tuple[str, ...],
     token: str | None,
     name: str,
     auto_provide: bool,
@@ -126,11 +132,11 @@ def register(
     from broker.identity import HubAway, register
     from kernel.cli.failure import Unreachable
 
-    url, found = _hub_and_token(hub, token)
+    url, found = _hub_and_token(hubs[0] if hubs else None, token)
     registration = Registration(
         token=found, name=name, auto_provide=auto_provide, labels=dict(labels), endpoint=endpoint
     )
-    settings = BrokerSettings(dir=folder, hubs=(url,), version=_version())
+    settings = BrokerSettings(dir=folder, hubs=hubs or (url,), version=_version())
     try:
         identity = anyio.run(register, settings, registration)
     except HubAway as away:

@@ -35,7 +35,7 @@ async def list_nodes(hub: Hub, as_json: bool) -> None:
             row.get("brokers"),
             row.get("version"),
             show.age(row.get("startedAt")),
-            show.duration(float(row.get("silentSeconds") or 0)),
+            f"{show.duration(float(row.get('silentSeconds') or 0))} ago",
         )
         for row in listed["nodes"]
     ]

@@ -404,3 +404,16 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except FileNotFoundError:
         return []
+
+
+def main() -> None:
+    """A database to try hubs on: it prints what names it, serves until Ctrl-C, and keeps nothing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), Server(durable=True) as server:
+        print(f"export POINTSMAN_DSN='{server.dsn()}'", flush=True)
+        while server.alive:
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

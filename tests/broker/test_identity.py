@@ -42,16 +42,20 @@ async def pointsman(*arguments: str, cwd: Path, **env: str) -> subprocess.Comple
     )
 
 
+OTHER = "http://127.0.0.1:9"
+"""Another hub of the same database: dialled one day, asked nothing now."""
+
+
 async def test_register_joins_and_keeps_the_identity_for_its_owner_alone(http: Registrar, tmp_path: Path) -> None:
     told = await pointsman(
-        "broker", "register", "--hub", http.url, "--token", "t", "--name", "far", "--auto-provide",
+        "broker", "register", "--hub", http.url, "--hub", OTHER, "--token", "t", "--name", "far", "--auto-provide",
         "--label", "zone=eu", "--dir", "b", cwd=tmp_path,
     )  # fmt: skip
     assert (told.returncode, told.stderr.count("pointsman broker run --dir b")) == (0, 1), told.stderr
     path = tmp_path / "b" / "identity.json"
     assert path.stat().st_mode & 0o777 == 0o600
     kept = json.loads(path.read_text())
-    assert (kept["brokerId"], kept["secret"], kept["hubs"]) == (BROKER_ID, JOINED["secretKey"], [http.url])
+    assert (kept["brokerId"], kept["secret"], kept["hubs"]) == (BROKER_ID, JOINED["secretKey"], [http.url, OTHER])
     (path1, headers, asked), (path2, _, joined) = http.asked
     assert (path1, headers["authorization"]) == ("/api/v1/brokers", "Bearer t")
     assert (asked["name"], asked["autoProvide"], asked["labels"]) == ("far", True, {"zone": "eu"})

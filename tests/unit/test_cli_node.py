@@ -39,7 +39,7 @@ def test_the_hubs_are_listed_with_what_they_hold(hub: ScriptedHub, tmp_path: Pat
     assert (ran.status, ran.err) == (0, "")
     head, first, second, _ = ran.out.splitlines()
     assert head.split()[:4] == ["ID", "STATUS", "BROKERS", "VERSION"]
-    assert (first.split()[:4], first.endswith("250 ms")) == ([A, "serving", "3", "1.2"], True)
+    assert (first.split()[:4], first.endswith("250 ms ago")) == ([A, "serving", "3", "1.2"], True)
     assert second.split()[:3] == [B, "draining", "0"]
 
 

@@ -163,6 +163,14 @@ def test_a_broker_that_a_hub_calls_is_held() -> None:
     assert told(intent(), called, owner_alive=False).code == "waiting_broker"
 
 
+def test_an_endpoint_that_failed_a_moment_ago_is_no_socket() -> None:
+    """A hub let it go because its answer was none; it may never have had a socket."""
+    failed = broker(
+        online=False, disconnected_at=ago(2), disconnect_code=1006, missing_for=2.0, endpoint="http://there"
+    )
+    assert "a hub asks its HTTP endpoint again" in told(intent(), failed).sentence
+
+
 def test_a_broker_that_never_came_is_told_as_such() -> None:
     assert "never connected" in told(intent(), broker(online=False, connection_epoch=0)).sentence
 

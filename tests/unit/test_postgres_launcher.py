@@ -230,6 +230,21 @@ def test_a_killed_test_run_leaves_no_server_and_its_folder_goes_with_the_next() 
         assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_had_from_a_terminal(ends: signal.Signals) -> None:
+    command = [sys.executable, "-m", "kernel.testing.postgres"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        told = run.stdout.readline()
+        dsn = told.removeprefix("export POINTSMAN_DSN='").removesuffix("'\n")
+        psql = [find().path("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--command=select 1", dsn]
+        assert subprocess.run(psql, capture_output=True, text=True, timeout=60, check=False).stdout == "1\n", told
+        run.send_signal(ends)
+        assert run.wait(60) == 0
+    refused = subprocess.run(psql, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2, "it is stopped"
+
+
 def running(pid: int) -> bool:
     """A child of nobody that ended may stay in the list until somebody reaps it."""
     try:
