@@ -3,6 +3,7 @@ nothing leaks, and whoever was told of a commit finds it. Hostile values are kep
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -42,6 +43,7 @@ from plugins.storage.postgres.connecting import Connection, Target
 from plugins.storage.postgres.opening import opened
 from plugins.storage.postgres.storage import PostgresStorage
 from tests.cluster.steering import NODE, other, unfinished, waits_for_a_lock, watcher, world
+from tests.harness.proxy import Proxy
 
 __all__ = ["other", "watcher", "world"]
 pytestmark = pytest.mark.anyio
@@ -170,6 +172,25 @@ async def test_a_call_that_is_given_up_while_it_waits_is_undone(
         tasks.cancel_scope.cancel()
     await all_is_quiet(watcher)
     assert (await small.read_agent(agent.id)).name == agent.name
+
+
+async def test_a_call_that_is_given_up_as_its_transaction_begins_leaves_none_open(
+    postgres: Server, postgres_dsn: str, watcher: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its BEGIN is under way: nobody here knows yet that there is a transaction."""
+    with Proxy(postgres.port) as way:
+        dsn = postgres.dsn(postgres_dsn.rpartition("/")[2], port=way.port)
+        storage = await opened(Target(dsn=dsn, deadline=10.0), FEW, NODE)
+        world = await World.built(storage)
+        agent = await world.new_agent()
+        way.delay(0.1)
+        with anyio.move_on_after(0.15):
+            await storage.edit_agent(AgentEdit(agent_id=agent.id, name="other"))
+        way.heal()
+        await all_is_quiet(watcher)
+        assert (await world.read_agent(agent.id)).name == agent.name
+        await storage.close()
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 # -- transactions that the server ends -----------------------------------------------------------------------------

@@ -168,11 +168,13 @@ def drop(connection: Any) -> None:
 
 
 async def rolled_back(connection: Any, within: float = 1.0) -> None:
-    """End a transaction that failed, whoever cancels meanwhile; a connection that does not answer is given up."""
+    """End a transaction that failed, whoever cancels meanwhile; a connection that does not answer is given up.
+
+    One whose BEGIN was given up does not know yet that it is in a transaction: so it is told in any case.
+    """
     with anyio.CancelScope(shield=True), anyio.move_on_after(within) as scope:
         try:
-            if connection.is_in_transaction():
-                await connection.execute("ROLLBACK", timeout=within)
+            await connection.execute("ROLLBACK", timeout=within)
         except FAULTS:
             drop(connection)
     if scope.cancelled_caught:
