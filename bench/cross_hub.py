@@ -10,12 +10,9 @@ calls are measured by turns.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
-import anyio
-
-from bench.rig import cluster, report
+from bench.rig import cluster, report, script
 from bench.rig.caller import Calls, closed_loop, request
 from bench.rig.floors import Floors, floors
 from bench.rig.hub import Hub
@@ -53,7 +50,7 @@ class Measured:
         return report.median([report.percentile(calls.times, percent) * 1000 for calls in self.calls[verb]])
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     async with (
         cluster.postgres() as server,
         floors(directory, server.dsn(cluster.DATABASE)) as bare,
@@ -138,13 +135,7 @@ def _spent(one: Measured, many: Measured) -> report.Table:
     return table
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(1 + 2 * ROUNDS) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    parser = report.arguments(__doc__, seconds=5.0)
+    parser = script.arguments(__doc__, seconds=5.0)
     parser.add_argument("--hubs", type=int, default=2, help="two take part, the others only listen [default: 2]")
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, parser.parse_args(), steps=1 + 2 * ROUNDS)

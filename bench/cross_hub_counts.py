@@ -9,14 +9,13 @@ The floor is what the design needs: three commits and two NOTIFYs for a call alo
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 
 from bench.cross_hub import MANY, asked
-from bench.rig import cluster, report
+from bench.rig import cluster, report, script
 from bench.rig.caller import closed_loop
 
 SETTINGS = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_utility": "off"}
@@ -57,7 +56,7 @@ async def tables(hubs: cluster.Cluster) -> dict[str, list[int]]:
     return {name: [int(cell or 0) for cell in cells] for name, *cells in hubs.sql(TABLES)}
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     async with (
         cluster.postgres(SETTINGS) as server,
         cluster.clustered(directory, server, hubs=chosen.hubs) as hubs,
@@ -110,13 +109,7 @@ def _idle(hubs: cluster.Cluster, idle: Statements) -> report.Table:
     return table
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(6) as step:
-        found = await measure(chosen, step, Path(made))
-    report.tell(chosen, *found)
-
-
 if __name__ == "__main__":
-    parser = report.arguments(__doc__, seconds=4.0)
+    parser = script.arguments(__doc__, seconds=4.0)
     parser.add_argument("--hubs", type=int, default=2, help="two take part, the others only listen [default: 2]")
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, parser.parse_args(), steps=6)

@@ -9,20 +9,17 @@ without a hub around them), and half of an HTTP and of a WebSocket round trip.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
-
-import anyio
 
 from bench.durable_message import PACE, arrivals, deliver, deliveries, messages, paced
 from bench.local_call import CALLERS
-from bench.rig import cluster, report
+from bench.rig import cluster, report, script
 from bench.rig.caller import Calls, closed_loop
 from bench.rig.children import Child
 from bench.rig.floors import Floors, floors
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     taken = report.Table(
         "durable message through the wrong hub: POST …/message to 202",
         *("callers", "echo p50 ms", "commit ms", "202 p50 ms", "202 p99 ms", "202/s", "p50 × floor", "rate × echo"),
@@ -73,11 +70,5 @@ def _taken(table: report.Table, callers: int, echo: Calls, calls: Calls, commit:
     table.add(callers, bare, commit, durable, late, calls.rate, ratio, calls.rate / echo.rate)
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(1 + len(CALLERS)) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=4.0).parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, script.arguments(__doc__, seconds=4.0).parse_args(), steps=1 + len(CALLERS))

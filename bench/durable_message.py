@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 
 import anyio
 
 from bench.local_call import CALLERS, world
-from bench.rig import report
+from bench.rig import report, script
 from bench.rig.caller import Calls, closed_loop, request
 from bench.rig.children import Child
 from bench.rig.commits import TEXT, commit_time
@@ -32,7 +31,7 @@ def messages(hub: Hub, agents: list[str]) -> list[bytes]:
     return [request(f"/api/v1/agents/{agent}/message", hub.token, body) for agent in agents]
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> tuple[report.Table, report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> tuple[report.Table, report.Table]:
     taken = report.Table(
         "durable message: POST …/message to 202, synchronous = FULL",
         *("callers", "bare p50 ms", "in one commit", "commit ms", "202 p50 ms", "202 p99 ms", "202/s", "p50 × floor"),
@@ -122,11 +121,5 @@ async def deliver(table: report.Table, callers: str, calls: Calls, broker: Child
     return times
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(len(CALLERS) + 1) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=4.0).parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, script.arguments(__doc__, seconds=4.0).parse_args(), steps=len(CALLERS) + 1)

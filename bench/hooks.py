@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
-import anyio
 import pluggy
 
-from bench.rig import report
+from bench.rig import report, script
 from kernel import SYSTEM, Decision, IntentId, NodeId, Op, Principal, Resource, Transition, hookimpl
 from kernel.hooks import Hooks, Implementation
 from kernel.hookspecs import PROJECT, RULES, SPECIFICATIONS
@@ -113,7 +113,7 @@ class Stopwatch:
         return report.median(times) * 1e9
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step) -> report.Table:
+async def measure(chosen: argparse.Namespace, step: script.Step, _directory: Path) -> list[report.Table]:
     table = report.Table(
         "one call of a hook",
         *("hook", "plugins", "ns", "pluggy ns", "× bare call of one", "× pluggy"),
@@ -143,7 +143,7 @@ async def measure(chosen: argparse.Namespace, step: report.Step) -> report.Table
             watch.of(lambda one=one: one.rank_route(TRANSITION)),  # type: ignore[misc]
         )
         await _awaited(table, number, watch, voices)
-    return table
+    return [table]
 
 
 async def _awaited(table: report.Table, number: int, watch: Stopwatch, voices: list[Voice]) -> None:
@@ -164,11 +164,5 @@ def _row(table: report.Table, name: str, number: int, ours: float, theirs: float
     table.add(name, number, ours, "–" if theirs is None else theirs, ours / bare, against)
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with report.progress(len(VOICES)) as step:
-        table = await measure(chosen, step)
-    report.tell(chosen, table)
-
-
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=0.4).parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, script.arguments(__doc__, seconds=0.4).parse_args(), steps=len(VOICES))

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 
-from bench.rig import report
+from bench.rig import report, script
 from bench.rig.children import child
 from bench.rig.hub import Hub, serving
 
@@ -56,7 +55,7 @@ async def registered(hub: Hub, count: int) -> list[dict[str, str]]:
     return made
 
 
-async def look(directory: Path, sockets: int, step: report.Step, *, bare: bool) -> tuple[int, int, int]:
+async def look(directory: Path, sockets: int, step: script.Step, *, bare: bool) -> tuple[int, int, int]:
     """KiB before and after, and how many sockets came between."""
     name = "bare hub" if bare else "hub"
     async with serving(directory / name.replace(" ", "-"), bare=bare) as hub:
@@ -77,25 +76,24 @@ async def look(directory: Path, sockets: int, step: report.Step, *, bare: bool) 
     return before, after, sockets
 
 
-async def run(chosen: argparse.Namespace) -> None:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     table = report.Table(
         f"memory of {chosen.sockets} idle broker sockets",
         *("process", "before MiB", "after MiB", "KiB a socket", "× bare"),
         note=f"target: at most {TARGET:g} KiB each",
     )
     floor = 0.0
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(4) as step:
-        for name, bare in (("bare: let in, then only read", True), ("hub: session, link, two tasks", False)):
-            before, after, sockets = await look(Path(made), chosen.sockets, step, bare=bare)
-            each = (after - before) / sockets
-            floor = floor or each
-            table.add(name, before / 1024, after / 1024, each, each / floor)
-    report.tell(chosen, table)
+    for name, bare in (("bare: let in, then only read", True), ("hub: session, link, two tasks", False)):
+        before, after, sockets = await look(directory, chosen.sockets, step, bare=bare)
+        each = (after - before) / sockets
+        floor = floor or each
+        table.add(name, before / 1024, after / 1024, each, each / floor)
+    return [table]
 
 
 if __name__ == "__main__":
     if not Path("/proc/self/status").exists():
         sys.exit("idle_sockets reads /proc: it runs on Linux only")
-    parser = report.arguments(__doc__, seconds=0.0)
+    parser = script.arguments(__doc__, seconds=0.0)
     parser.add_argument("--sockets", type=int, default=1_000)
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, parser.parse_args(), steps=4)

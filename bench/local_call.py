@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
-
-from bench.rig import report
+from bench.rig import report, script
 from bench.rig.caller import Calls, Timed, closed_loop, request
 from bench.rig.children import Child, child
 from bench.rig.commits import commit_time
@@ -54,7 +51,12 @@ def starts(hub: Hub, agents: list[str], verb: str = "start") -> list[bytes]:
     return [request(f"/api/v1/agents/{agent}/{verb}", hub.token) for agent in agents]
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> report.Table:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
+    counted = await count(step, directory)
+    return [await _calls(chosen, step, directory), counted]
+
+
+async def _calls(chosen: argparse.Namespace, step: script.Step, directory: Path) -> report.Table:
     table = report.Table(
         "LOCAL call: POST …/start, answered by the broker at once",
         *("callers", "bare p50 ms", "+ socket p50 ms", "commit ms", "call p50 ms", "call p99 ms"),
@@ -99,7 +101,7 @@ PERIODIC = ("hub_nodes", "renewed_at", "UPDATE runtime_brokers")
 """In statements of the beat, the renewal and the sweeps: they come by the clock, not with a call."""
 
 
-async def count(step: report.Step, directory: Path) -> report.Table:
+async def count(step: script.Step, directory: Path) -> report.Table:
     step("counting statements")
     async with (
         serving(directory / "traced", plugins=("bench.rig.trace",)) as hub,
@@ -151,12 +153,5 @@ def _check(calls: list[Timed], before: tuple[int, int, int], after: tuple[int, i
     assert before[1] == 0, f"{before[1]} writes before the frame left: a LOCAL call pays none (P7)"
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(len(CALLERS) + 1) as step:
-        counted = await count(step, Path(made))
-        table = await measure(chosen, step, Path(made))
-    report.tell(chosen, table, counted)
-
-
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=3.0).parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, script.arguments(__doc__, seconds=3.0).parse_args(), steps=len(CALLERS) + 1)

@@ -11,11 +11,12 @@ import argparse
 import time
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
-from bench.rig import cluster, pingpong, report
+from bench.rig import cluster, pingpong, report, script
 from bench.rig.backend import World
 from kernel import SYSTEM, Agent, AgentChange, AgentId, ClaimRequest, End, Intent, NodeId, Op, Phase, Recording, State
 from kernel.config import Settings
@@ -100,7 +101,7 @@ async def round_trip(dsn: str, seconds: float) -> float:
     return report.median(times)
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, _directory: Path) -> list[report.Table]:
     async with cluster.postgres() as server, AsyncExitStack() as stack:
         dsn = server.dsn(cluster.DATABASE)
         entry, owner = [await _backend(dsn, stack) for _ in range(2)]
@@ -148,11 +149,5 @@ def _rates(rates: dict[int, float], found: dict[int, dict[str, float]]) -> repor
     return table
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with report.progress(1 + len(CALLERS)) as step:
-        tables = await measure(chosen, step)
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    anyio.run(run, report.arguments(__doc__, seconds=4.0).parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, script.arguments(__doc__, seconds=4.0).parse_args(), steps=1 + len(CALLERS))

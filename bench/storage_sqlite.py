@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 import anyio
 import sqlalchemy as sa
 
-from bench.rig import report
+from bench.rig import report, script
 from bench.rig.backend import World
 from bench.rig.commits import TEXT, commit_time
 from kernel import SYSTEM, ClaimRequest, Op, Recording
@@ -53,7 +52,7 @@ async def spent(call: Timed, rounds: int = 20) -> float:
     return statistics.median(times) * 1000
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     storage = SqliteStorage(await opened(Options(path=f"{directory}/hub.db", deadline=600.0)))
     try:
         world = World(storage)
@@ -169,14 +168,8 @@ async def _fill(world: World, state: str, rows: int) -> None:
     await world.storage.sql.transaction(fill)
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made, report.progress(3) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    parser = report.arguments(__doc__, seconds=3.0)
+    parser = script.arguments(__doc__, seconds=3.0)
     parser.add_argument("--history", type=int, default=100_000, help="ended messages that are there at last")
     parser.add_argument("--backlog", type=int, default=10_000, help="pending messages that are there at last")
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    script.run(measure, parser.parse_args(), steps=3)

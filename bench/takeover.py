@@ -5,13 +5,12 @@ answer of a call through another hub, which was asked again and again. Default s
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 
 import anyio
 
-from bench.rig import report
+from bench.rig import report, script
 from kernel.testing.postgres import Server
 from tests.harness.cluster import SHORT as QUICK
 from tests.harness.cluster import Cluster
@@ -52,17 +51,12 @@ async def _holder(cluster: Cluster, broker_id: str) -> HubProcess | None:
     return cluster.of_node(seen.get("connectedHubId"))
 
 
-async def run(chosen: argparse.Namespace) -> None:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     table = report.Table("takeover after kill -9", "round", "another hub holds it s", "a call is answered s")
-    with (
-        tempfile.TemporaryDirectory() as made,
-        Server(durable=True) as server,
-        report.progress(chosen.rounds) as step,
-    ):
-        cluster = Cluster(Path(made), server.create_database("bench"), settings=DEFAULTS)
-        async with cluster:
+    with Server(durable=True) as server:
+        async with Cluster(directory, server.create_database("bench"), settings=DEFAULTS) as cluster:
             identity = await cluster.hubs[0].api.register_broker()
-            async with OwnBroker(Path(made) / "own", identity, [hub.url for hub in cluster.hubs]) as broker:
+            async with OwnBroker(directory / "own", identity, [hub.url for hub in cluster.hubs]) as broker:
                 await cluster.owner(broker.broker_id)
                 project = await cluster.hubs[0].api.create_project()
                 command = {"command": ["sleep", "600"]}
@@ -71,11 +65,11 @@ async def run(chosen: argparse.Namespace) -> None:
                     step(f"round {number}")
                     table.add(number, *await takeover(cluster, broker, agent["id"]))
                     await anyio.sleep(1)
-    report.tell(chosen, table)
+    return [table]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"hubs that are killed [default: {ROUNDS}]")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    chosen = parser.parse_args()
+    script.run(measure, chosen, steps=chosen.rounds)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import anyio
-
 from bench.durable_message import messages
 from bench.local_call import starts, world
-from bench.rig import report
+from bench.rig import report, script
 from bench.rig.caller import closed_loop
 from bench.rig.hub import serving
 from bench.rig.sampling import FILE
@@ -54,17 +52,15 @@ def shown(title: str, counts: Mapping[str, int], calls: int, rows: int) -> repor
     return table
 
 
-async def run() -> None:
-    parser = report.arguments(__doc__, seconds=10.0)
-    parser.add_argument("path", choices=("local", "message"))
-    parser.add_argument("--callers", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=40)
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=chosen.directory) as made:
-        samples, calls = await sampled(chosen.path, chosen.callers, chosen.seconds, Path(made))
-    tables = [shown(name, counts, calls, chosen.rows) for name, counts in samples.items()]
-    report.tell(chosen, *tables)
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
+    step("sampling")
+    samples, calls = await sampled(chosen.path, chosen.callers, chosen.seconds, directory)
+    return [shown(name, counts, calls, chosen.rows) for name, counts in samples.items()]
 
 
 if __name__ == "__main__":
-    anyio.run(run, backend_options={"use_uvloop": True})
+    parser = script.arguments(__doc__, seconds=10.0)
+    parser.add_argument("path", choices=("local", "message"))
+    parser.add_argument("--callers", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=40)
+    script.run(measure, parser.parse_args(), steps=1)

@@ -11,18 +11,14 @@ import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
 Value = float | int | str
-Step = Callable[[str], None]
-"""Says what is measured now; each call is one step of the whole."""
 
 
 class Table:
@@ -68,36 +64,6 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
-
-
-# -- the command line of every script ----------------------------------------------------------------------------
-
-
-def arguments(doc: str | None, *, seconds: float) -> argparse.ArgumentParser:
-    """What every script takes; `seconds` is its own default for one measurement."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=seconds, help=f"for each measurement [default: {seconds:g}]")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--directory", help="where the databases are made [default: the system's own]")
-    return parser
-
-
-@contextmanager
-def progress(steps: int) -> Iterator[Step]:
-    """A bar on the terminal's standard error; nothing where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("starting", total=steps)
-        begun = False
-
-        def step(what: str) -> None:
-            nonlocal begun
-            bar.update(task, description=what, advance=int(begun))
-            begun = True
-
-        yield step
 
 
 def _busy() -> tuple[float, float, float]:
