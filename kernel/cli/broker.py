@@ -13,7 +13,7 @@ from kernel.cli.exits import Exit
 from kernel.cli.options import Pair, asks_hub, json_option
 
 if TYPE_CHECKING:
-    from broker import Unusable
+    from broker import BrokerSettings, Unusable
     from kernel.cli.client import Hub
     from kernel.cli.failure import CommandFailed
 
@@ -72,11 +72,7 @@ def run(
     pass_env: tuple[str, ...],
 ) -> Exit:
     """Run the broker of a folder until Ctrl-C. Its agents outlive it, and it finds them again."""
-    import anyio
-
-    from broker import BrokerSettings, Unusable
-    from broker.run import run_until_signalled
-    from kernel.cli.failure import innermost
+    from broker import BrokerSettings
     from kernel.cli.log import log_to_stderr
 
     log_to_stderr("httpx2", "uvicorn")
@@ -90,6 +86,17 @@ def run(
         version=_version(),
         pass_env=pass_env,
     )
+    _run(settings)
+    return Exit.DONE
+
+
+def _run(settings: BrokerSettings) -> None:
+    import anyio
+
+    from broker import Unusable
+    from broker.run import run_until_signalled
+    from kernel.cli.failure import innermost
+
     fault: Unusable | None = None
     try:
         anyio.run(run_until_signalled, settings)
@@ -99,7 +106,6 @@ def run(
         fault = first
     if fault:
         raise _failed(fault)
-    return Exit.DONE
 
 
 @command.command("register")

@@ -64,21 +64,22 @@ async def list_dispatches(
     if as_json:
         show.document(listed)
         return
-    rows = [
-        (
-            row["id"],
-            row["op"],
-            row.get("agentSlug") or row.get("agentId"),
-            row["state"],
-            row.get("attempts"),
-            show.age(row.get("created")),
-            (row.get("error") or {}).get("code"),
-        )
-        for row in listed["dispatches"]
-    ]
+    rows = [_listed(row) for row in listed["dispatches"]]
     show.table(("DISPATCH", "OP", "AGENT", "STATE", "ATTEMPTS", "CREATED", "ERROR"), rows)
     if listed["nextCursor"]:
         show.note(f"there are more than {len(rows)}: --limit N or --all shows them")
+
+
+def _listed(row: Row) -> tuple[Any, ...]:
+    return (
+        row["id"],
+        row["op"],
+        row.get("agentSlug") or row.get("agentId"),
+        row["state"],
+        row.get("attempts"),
+        show.age(row.get("created")),
+        (row.get("error") or {}).get("code"),
+    )
 
 
 def timeline_option(command: Any) -> Any:
