@@ -6,77 +6,38 @@ before it leaves, a stock one dials when it was closed. A call without an answer
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
-import httpx2
 
-from bench.rig import report
+from bench.rig import report, script
 from bench.takeover import DEFAULTS
 from kernel.testing.postgres import Server
 from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.cluster import Cluster
 from tests.harness.history import gaps
+from tests.harness.hubclient import Answered, HubClient
+from tests.harness.insisting import Callers
 
 BROKERS = {"ours": 4, "stock": 2}
 LEAVES_WITHIN = 60.0
-ANSWERED_WITHIN = 60.0
-"""Seconds from the first try of a call; one that takes longer ends the run."""
 
 
-class Callers:
-    """One for each agent: calls it through hubs in turn, and insists."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.times: list[float] = []
-        """Seconds from the first try of each call to its true answer."""
-        self.repeated = 0
-        self._over = anyio.Event()
-
-    @asynccontextmanager
-    async def on(self, agents: list[str]) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as tasks:
-            for agent in agents:
-                tasks.start_soon(self._call, agent)
-            yield
-            self._over.set()
-
-    async def _call(self, agent: str) -> None:
-        number = 0
-        while not self._over.is_set():
-            number += 1
-            began = time.monotonic()
-            with anyio.fail_after(ANSWERED_WITHIN):
-                while not await self._answered(agent, number):
-                    self.repeated += 1
-                    await anyio.sleep(0.02)
-            self.times.append(time.monotonic() - began)
-            await anyio.sleep(0.02)
-
-    async def _answered(self, agent: str, number: int) -> bool:
-        alive = self.cluster.alive
-        api = alive[(number + self.repeated) % len(alive)].api
-        try:
-            answer = await api.do("start", agent, idempotency_key=f"{agent}-{number}", prefer="wait=30")
-        except (httpx2.HTTPError, RuntimeError):
-            return False
-        assert answer.status in (200, 503), answer
-        return answer.status == 200
+async def ask(api: HubClient, agent: str, _number: int, key: str) -> Answered:
+    answer = await api.do("start", agent, idempotency_key=key, prefer="wait=30")
+    assert answer.status in (200, 503), answer
+    return answer
 
 
-async def measure(chosen: argparse.Namespace, step: report.Step, directory: Path) -> list[report.Table]:
+async def measure(chosen: argparse.Namespace, step: script.Step, directory: Path) -> list[report.Table]:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(Server(durable=True))
         cluster = await stack.enter_async_context(
             Cluster(directory, server.create_database("bench"), settings=DEFAULTS)
         )
         brokers, agents = await _world(cluster, stack)
-        callers = Callers(cluster)
+        callers = Callers(cluster, ask)
         async with callers.on(agents):
             await anyio.sleep(1)
             for number in range(chosen.rounds):
@@ -127,14 +88,8 @@ def _calls(callers: Callers) -> report.Table:
     return table
 
 
-async def run(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as made, report.progress(chosen.rounds) as step:
-        tables = await measure(chosen, step, Path(made))
-    report.tell(chosen, *tables)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="hubs that are restarted [default: 3]")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
+    chosen = parser.parse_args()
+    script.run(measure, chosen, steps=chosen.rounds)

@@ -12,7 +12,7 @@ from tests.harness.cluster import Cluster
 from tests.harness.fixtures import tasks
 from tests.harness.postgres import postgres, postgres_dsn, postgres_servers
 from tests.harness.processes import eventually
-from tests.harness.scenes import Background
+from tests.harness.scenes import held_up
 
 __all__ = ["postgres", "postgres_dsn", "postgres_servers", "tasks"]
 pytestmark = pytest.mark.anyio
@@ -39,10 +39,7 @@ async def test_it_forgets_what_it_held_and_its_caller_gets_the_true_answer(
             await cluster.owner(each.broker_id)
         project = await one.api.create_project()
         agent = await one.api.create_agent(project, broker.broker_id)
-        await broker.rule(op="stop", gate="slow")
-        call = Background()
-        tasks.start_soon(call.run, lambda: one.api.do("stop", agent["id"], prefer="wait=60"))
-        dispatch = (await broker.seen(what="effect", op="stop"))["dispatch"]
+        call, dispatch = await held_up(tasks, one.api, broker, "stop", agent, prefer="wait=60")
         assert one.child
         one.child.freeze()
         await two.api.broker_is(broker.broker_id, "offline")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.cluster import Cluster
 from tests.harness.fixtures import tasks
-from tests.harness.scenes import Background
+from tests.harness.scenes import held_up
 
 __all__ = ["tasks"]
 pytestmark = pytest.mark.anyio
@@ -31,10 +31,7 @@ async def test_its_next_hub_hears_of_it_and_its_caller_of_the_end(cluster: Clust
         await broker.seen(what="connected")
         await cluster.owner(broker.broker_id)
         agent = await one.api.create_agent(await one.api.create_project(), broker.broker_id)
-        await broker.rule(op="stop", gate="slow")
-        call = Background()
-        tasks.start_soon(call.run, lambda: one.api.do("stop", agent["id"], prefer="wait=25"))
-        dispatch = (await broker.seen(what="effect", op="stop"))["dispatch"]
+        call, dispatch = await held_up(tasks, one.api, broker, "stop", agent, prefer="wait=25")
         await broker.tell("dial", url=two.url)
         assert (await broker.seen(what="closed", socket=1))["code"] == 4409
         await broker.seen(what="joined", dispatch=dispatch)

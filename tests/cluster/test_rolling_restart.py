@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx2
 import pytest
 
 from broker.identity import Identity, save_identity
@@ -21,12 +19,13 @@ from tests.harness.checker import check
 from tests.harness.cluster import Cluster
 from tests.harness.fixtures import tasks
 from tests.harness.history import gaps
-from tests.harness.hubclient import Json
+from tests.harness.hubclient import Answered, HubClient, Json
 from tests.harness.hubprocess import POINTSMAN
+from tests.harness.insisting import Callers
 from tests.harness.postgres import postgres, postgres_dsn, postgres_servers
 from tests.harness.processes import Child, eventually
 from tests.harness.run import Run
-from tests.harness.scenes import Background
+from tests.harness.scenes import held_up
 
 __all__ = ["postgres", "postgres_dsn", "postgres_servers", "tasks"]
 pytestmark = pytest.mark.anyio
@@ -38,58 +37,18 @@ async def cluster(tmp_path: Path, postgres_dsn: str) -> AsyncIterator[Cluster]:
         yield made
 
 
-class Load:
-    """Callers that go to any live hub and repeat what was not acknowledged, with the same key, until they are ended."""
+async def ask(api: HubClient, agent: str, number: int, key: str) -> Answered:
+    """A message, and every fourth time a restart."""
+    if number % 4:
+        return await api.message(agent, f"m{number}", idempotency_key=key)
+    return await api.do("restart", agent, idempotency_key=key)
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.told: dict[str, str] = {}
-        """Acknowledged dispatch → its agent."""
-        self.repeated = 0
-        self._over = anyio.Event()
-        self._chance = random.Random(7)
 
-    @asynccontextmanager
-    async def on(self, agents: Sequence[str]) -> AsyncIterator[None]:
-        """Load on these agents; at the end every call has been acknowledged."""
-        async with anyio.create_task_group() as callers:
-            for agent in agents:
-                callers.start_soon(self._tell, agent)
-            yield
-            self._over.set()
-
-    async def _tell(self, agent: str) -> None:
-        n = 0
-        while not self._over.is_set():
-            n += 1
-            await self._insist(agent, n)
-            await anyio.sleep(0.02)
-
-    async def _insist(self, agent: str, n: int) -> None:
-        """A message, and every fourth time a restart. 503 is no acknowledgement, nor is a broken connection."""
-        while True:
-            api = self.cluster.any(self._chance).api
-            key = f"{agent}-{n}"
-            try:
-                if n % 4:
-                    answer = await api.message(agent, f"m{n}", idempotency_key=key)
-                else:
-                    answer = await api.do("restart", agent, idempotency_key=key)
-            except (httpx2.HTTPError, RuntimeError):
-                self.repeated += 1
-            else:
-                if answer.status < 300:
-                    self.told[answer.dispatch] = agent
-                    return
-                self.repeated += 1
-                assert answer.status == 503, answer
-            await anyio.sleep(0.05)
-
-    async def all_ended(self) -> None:
-        api = self.cluster.alive[0].api
-        for dispatch in self.told:
-            assert (await api.ended(dispatch))["state"] == "done"
-            await anyio.sleep(0.001)  # one caller may ask a thousand times a second
+async def all_done(cluster: Cluster, callers: Callers) -> None:
+    api = cluster.alive[0].api
+    for dispatch in callers.told:
+        assert (await api.ended(dispatch))["state"] == "done"
+        await anyio.sleep(0.001)  # one caller may ask a thousand times a second
 
 
 async def restart_each(cluster: Cluster, between: float) -> None:
@@ -136,11 +95,11 @@ async def test_a_rolling_restart_under_load_loses_nothing(cluster: Cluster) -> N
             made = [await api.create_agent(project, broker.broker_id) for _ in range(2)]
             agents[broker.broker_id] = {agent["id"] for agent in made}
             brokers.append(broker)
-        load = Load(cluster)
-        async with load.on([agent for of_one in agents.values() for agent in of_one]):
+        callers = Callers(cluster, ask)
+        async with callers.on([agent for of_one in agents.values() for agent in of_one]):
             await anyio.sleep(1)
             await restart_each(cluster, between=1)
-        await load.all_ended()
+        await all_done(cluster, callers)
         longest = {}
         for broker in brokers:
             rows = await cluster.alive[0].api.all_dispatches(brokerId=broker.broker_id)
@@ -149,8 +108,8 @@ async def test_a_rolling_restart_under_load_loses_nothing(cluster: Cluster) -> N
             longest[broker.directory.name] = max(gaps(broker.history()), default=0.0)
             advised = [one for one in broker.events(what="in") if _is_advice(one["frame"])]
             assert bool(advised) == ours
-        print(f"{len(load.told)} acknowledged, {load.repeated} repeated; longest gap of each broker: {longest}")
-        assert len(load.told) > 100
+        print(f"{len(callers.told)} acknowledged, {callers.repeated} repeated; longest gap of each broker: {longest}")
+        assert len(callers.told) > 100
         of_ours = [gap for name, gap in longest.items() if name.startswith("ours")]
         assert max(of_ours) < 1.0, "each dialled the next hub before it left"
         assert max(longest.values()) < 10.0, "a stock broker dials when it was closed"
@@ -176,13 +135,13 @@ async def test_our_broker_dials_the_next_hub_before_it_leaves(cluster: Cluster, 
         project = await api.create_project()
         config = {"command": ["sh", "-c", "while read line; do :; done"]}
         made = [await api.create_agent(project, identity["broker_id"], config=config) for _ in range(3)]
-        load = Load(cluster)
-        async with load.on([agent["id"] for agent in made]):
+        callers = Callers(cluster, ask)
+        async with callers.on([agent["id"] for agent in made]):
             await anyio.sleep(1)
             await restart_each(cluster, between=1)
-        await load.all_ended()
+        await all_done(cluster, callers)
         told = [float(gap) for gap in re.findall(r"connected to .* gap (\d+\.\d+) s", child.log.read_text())]
-        print(f"{len(load.told)} acknowledged, {load.repeated} repeated; gaps {told}")
+        print(f"{len(callers.told)} acknowledged, {callers.repeated} repeated; gaps {told}")
         assert len(told) >= 3
         assert max(told) < 1.0, "the next session is claimed before the last one goes"
     except BaseException:
@@ -202,10 +161,7 @@ async def test_a_local_call_whose_socket_moves_gives_its_caller_the_true_answer(
         await online(cluster, broker)
         project = await one.api.create_project()
         agent = await one.api.create_agent(project, broker.broker_id)
-        await broker.rule(op="stop", gate="slow")
-        call = Background()
-        tasks.start_soon(call.run, lambda: one.api.do("stop", agent["id"], prefer="wait=60"))
-        dispatch = (await broker.seen(what="effect", op="stop"))["dispatch"]
+        call, dispatch = await held_up(tasks, one.api, broker, "stop", agent, prefer="wait=60")
         assert (await two.api.ask("GET", f"/dispatches/{dispatch}")).status == 404, "LOCAL: no row yet"
         assert one.child
         one.child.send(signal.SIGTERM)

@@ -98,10 +98,7 @@ async def test_a_local_call_is_told_as_unrecorded_and_recorded_later(
 ) -> None:
     scene, goes_away = away
     agent = await scene.agent()
-    await scene.broker.rule(op="stop", gate="slow")
-    call = Background()
-    tasks.start_soon(call.run, lambda: scene.api.do("stop", agent["id"], prefer="wait=60"))
-    await scene.broker.seen(what="effect", op="stop")
+    call, _ = await scene.held_up(tasks, "stop", agent, prefer="wait=60")
     with goes_away(scene):
         await scene.broker.release("slow")
         began = time.monotonic()

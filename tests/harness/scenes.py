@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import httpx2
+from anyio.abc import TaskGroup
 
 from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.checker import Run, check
@@ -52,6 +53,17 @@ class Scene:
     async def online(self) -> None:
         await self.broker.connect(self.hub.url)
         await self.api.broker_is(self.broker_id, "online")
+
+    async def back(self) -> None:
+        """The hub served again and the broker found it."""
+        before = len(self.broker.history())
+        await self.hub.restart()
+        await self.broker.seen(what="connected", after=before)
+        await self.api.broker_is(self.broker_id, "online")
+
+    async def held_up(self, tasks: TaskGroup, op: str, agent: Json, **headers: str) -> tuple[Background, str]:
+        """See `held_up`, of this broker and these calls."""
+        return await held_up(tasks, self.api, self.broker, op, agent, **headers)
 
     async def run(self, **more: Any) -> Run:
         """Everything known, read when all intents of this broker have ended."""
@@ -138,6 +150,16 @@ class Background:
     @property
     def running(self) -> bool:
         return not self._done.is_set()
+
+
+async def held_up(
+    tasks: TaskGroup, api: HubClient, broker: BrokerProcess, op: str, agent: Json, **headers: str
+) -> tuple[Background, str]:
+    """A call that the broker carried out and answers when `slow` is released; and its dispatch."""
+    await broker.rule(op=op, gate="slow")
+    call = Background()
+    tasks.start_soon(call.run, lambda: api.do(op, agent["id"], **headers))
+    return call, (await broker.seen(what="effect", op=op))["dispatch"]
 
 
 def _show(hub: HubProcess, broker: BrokerProcess) -> None:

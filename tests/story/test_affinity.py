@@ -176,10 +176,7 @@ async def test_a_call_between_two_sockets_ends_when_the_broker_does_not_return(o
 
 async def test_what_was_claimed_once_waits_for_the_brokers_return(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
-    await ours.broker.rule(op="stop", gate="slow")
-    call = Background()
-    tasks.start_soon(call.run, lambda: ours.api.do("stop", agent["id"], prefer="wait=30"))
-    dispatch = (await ours.broker.seen(what="effect", op="stop"))["dispatch"]
+    call, dispatch = await ours.held_up(tasks, "stop", agent, prefer="wait=30")
     await ours.broker.disconnect()
     await anyio.sleep(3)
     assert (await ours.api.dispatch(dispatch))["state"] == "pending"

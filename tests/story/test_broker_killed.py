@@ -27,10 +27,7 @@ async def reborn(ours: Scene, **rule: Any) -> None:
 
 async def test_after_the_effect_and_before_the_answer(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
-    await ours.broker.rule(op="stop", gate="slow")
-    call = Background()
-    tasks.start_soon(call.run, lambda: ours.api.do("stop", agent["id"], prefer="wait=30"))
-    await ours.broker.seen(what="effect", op="stop")
+    call, _ = await ours.held_up(tasks, "stop", agent, prefer="wait=30")
     await reborn(ours)
     answer = (await call.answered()).expect(200)
     row = await ours.api.dispatch(answer.dispatch)

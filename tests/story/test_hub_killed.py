@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def back(scene: Scene) -> None:
-    """The hub served again and the broker found it."""
-    before = len(scene.broker.history())
-    await scene.hub.restart()
-    await scene.broker.seen(what="connected", after=before)
-    await scene.api.broker_is(scene.broker_id, "online")
-
-
 async def test_between_acceptance_and_sending(alone: Scene) -> None:
     agent = await alone.agent()
     await alone.offline()
@@ -48,13 +40,10 @@ async def test_between_acceptance_and_sending(alone: Scene) -> None:
 
 async def test_after_sending_and_before_the_answer(alone: Scene, tasks: TaskGroup) -> None:
     agent = await alone.agent()
-    await alone.broker.rule(gate="slow", op="stop")
-    call = Background()
-    tasks.start_soon(call.run, lambda: alone.api.do("stop", agent["id"], idempotency_key=str(uuid.uuid4())))
-    dispatch = (await alone.broker.seen(what="effect", op="stop"))["dispatch"]
+    call, dispatch = await alone.held_up(tasks, "stop", agent, idempotency_key=str(uuid.uuid4()))
     alone.hub.kill()
     await call.broken()
-    await back(alone)
+    await alone.back()
     await alone.broker.seen(what="joined", dispatch=dispatch)
     await alone.broker.release("slow")
     row = await alone.api.ended(dispatch)
@@ -71,7 +60,7 @@ async def test_a_message_after_sending_and_before_the_answer(alone: Scene) -> No
     answer = (await alone.api.message(agent["id"], "hello")).expect(202)
     await alone.broker.seen(what="effect", op="message")
     alone.hub.kill()
-    await back(alone)
+    await alone.back()
     await alone.broker.release("slow")
     assert (await alone.api.ended(answer.dispatch))["state"] == "done"
     assert len(alone.broker.effects(op="message")) == 1
@@ -93,7 +82,7 @@ async def test_after_the_answer_and_before_the_end_is_written(alone: Scene, task
     await alone.broker.seen(what="answer", times=4)
     alone.hub.kill()
     await call.broken()
-    await back(alone)
+    await alone.back()
     for one in (dispatch, message.dispatch):
         assert (await alone.api.ended(one))["state"] == "done"
         assert alone.broker.events(what="repeated", dispatch=one)
@@ -104,14 +93,11 @@ async def test_an_unrecorded_local_call_breaks_its_caller_and_takes_effect_at_mo
     alone: Scene, tasks: TaskGroup
 ) -> None:
     agent = await alone.agent()
-    await alone.broker.rule(gate="slow", op="stop")
-    call = Background()
-    tasks.start_soon(call.run, lambda: alone.api.do("stop", agent["id"]))
-    await alone.broker.seen(what="effect", op="stop")
+    call, _ = await alone.held_up(tasks, "stop", agent)
     alone.hub.kill()
     await call.broken()
     await alone.broker.release("slow")
-    await back(alone)
+    await alone.back()
     (await alone.api.do("start", agent["id"])).expect(200)
     assert len(alone.broker.effects(op="stop")) == 1
     await alone.check()
@@ -159,12 +145,9 @@ async def test_at_random_moments_of_a_stream_of_messages(alone: Scene, tasks: Ta
 
 async def test_a_stopped_hub_hands_back_what_it_held(alone: Scene, tasks: TaskGroup) -> None:
     agent = await alone.agent()
-    await alone.broker.rule(gate="slow", op="stop")
-    call = Background()
-    tasks.start_soon(call.run, lambda: alone.api.do("stop", agent["id"], prefer="wait=30"))
-    dispatch = (await alone.broker.seen(what="effect", op="stop"))["dispatch"]
+    _, dispatch = await alone.held_up(tasks, "stop", agent, prefer="wait=30")
     assert await alone.hub.terminate() == 0
-    await back(alone)
+    await alone.back()
     await alone.broker.release("slow")
     assert (await alone.api.ended(dispatch))["state"] == "done"
     assert len(alone.broker.effects(op="stop")) == 1

@@ -69,13 +69,6 @@ async def gone(scene: Scene, patience: float = 30.0) -> None:
     assert await scene.hub.child.ended(patience) == 0
 
 
-async def back(scene: Scene) -> None:
-    before = len(scene.broker.history())
-    await scene.hub.restart()
-    await scene.broker.seen(what="connected", after=before)
-    await scene.api.broker_is(scene.broker_id, "online")
-
-
 # -- what a stopping hub says to whom ------------------------------------------------------------------------------
 
 
@@ -132,7 +125,7 @@ async def test_a_stock_broker_is_sent_nothing_new_and_its_answer_is_waited_for(b
     assert (closed["code"], closed["reason"]) == (4503, "draining")
     assert busy.broker.events(what="in", frame=lambda frame: frame["type"] == "reconnect") == []
     assert busy.broker.events(what="request", op="start") == []
-    await back(scene)
+    await scene.back()
     assert (await scene.api.ended(stopped.dispatch))["state"] == "done"
     assert (await scene.api.ended(behind.dispatch))["state"] == "done"
     assert len(busy.broker.effects(op="stop")) == 1
@@ -148,7 +141,7 @@ async def test_a_stock_broker_that_does_not_answer_is_closed_when_the_drain_is_o
     assert time.monotonic() - began < 12
     told = (await busy.call.answered()).expect(202)
     await busy.release()
-    await back(scene)
+    await scene.back()
     row = await scene.api.ended(told.dispatch)
     assert (row["state"], row["attempts"]) == ("done", 2)
 
@@ -160,14 +153,11 @@ async def test_a_local_call_in_flight_is_recorded_and_its_caller_told_where_to_l
     alone: Scene, tasks: TaskGroup
 ) -> None:
     agent = await alone.agent()
-    await alone.broker.rule(gate="slow", op="stop")
-    call = Background()
-    tasks.start_soon(call.run, lambda: alone.api.do("stop", agent["id"], prefer="wait=30"))
-    await alone.broker.seen(what="effect", op="stop")
+    call, _ = await alone.held_up(tasks, "stop", agent, prefer="wait=30")
     assert await alone.hub.terminate() == 0
     told = (await call.answered()).expect(202)
     assert told.headers["location"].endswith(told.dispatch)
-    await back(alone)
+    await alone.back()
     await alone.broker.seen(what="joined", dispatch=told.dispatch)
     await alone.broker.release("slow")
     assert (await alone.api.ended(told.dispatch))["state"] == "done"
@@ -212,7 +202,7 @@ async def test_a_restart_under_load_loses_nothing(alone: Scene, tasks: TaskGroup
         for _ in range(2):
             await anyio.sleep(1.5)
             assert await alone.hub.terminate() == 0
-            await back(alone)
+            await alone.back()
         await anyio.sleep(0.5)
         stopped.set()
     assert len(set(told)) == len(told) > 20

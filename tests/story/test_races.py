@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from tests.harness.scenes import Background
+from tests.harness.scenes import Background, held_up
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -24,10 +24,7 @@ pytestmark = pytest.mark.anyio
 async def test_what_waits_behind_a_slow_call_ends_at_its_own_deadline(ours: Scene, tasks: TaskGroup) -> None:
     """It is in this hub's hands, and was never sent: it did not happen, and it is told so in time."""
     agent = await ours.agent()
-    await ours.broker.rule(op="restart", gate="slow")
-    first = Background()
-    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
-    await ours.broker.seen(what="effect", op="restart")
+    first, _ = await ours.held_up(tasks, "restart", agent, prefer="wait=50")
     second = await ours.api.do("suspend", agent["id"], prefer="wait=30", x_dispatch_deadline="2", idempotency_key="k2")
     assert second.expect(504).code == "broker_timeout"
     row = await ours.api.ended(second.dispatch, patience=10)
@@ -41,10 +38,7 @@ async def test_what_waits_behind_a_slow_call_ends_at_its_own_deadline(ours: Scen
 
 async def test_what_waits_unwritten_behind_a_slow_call_ends_at_its_own_deadline(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
-    await ours.broker.rule(op="restart", gate="slow")
-    first = Background()
-    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
-    await ours.broker.seen(what="effect", op="restart")
+    first, _ = await ours.held_up(tasks, "restart", agent, prefer="wait=50")
     second = await ours.api.do("suspend", agent["id"], prefer="wait=30", x_dispatch_deadline="2")
     assert second.expect(504).code == "broker_timeout"
     assert (await ours.api.ended(second.dispatch, patience=10))["state"] == "expired"
@@ -57,10 +51,7 @@ async def test_what_waits_unwritten_behind_a_slow_call_ends_at_its_own_deadline(
 
 async def test_what_waits_behind_a_slow_call_is_cancelled_at_once(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
-    await ours.broker.rule(op="restart", gate="slow")
-    first = Background()
-    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
-    await ours.broker.seen(what="effect", op="restart")
+    first, _ = await ours.held_up(tasks, "restart", agent, prefer="wait=50")
     second = (await ours.api.do("suspend", agent["id"], prefer="respond-async")).expect(202)
     await ours.api.state_is(second.dispatch, "in_progress")
     assert (await ours.api.cancel(second.dispatch)).expect(200).json["outcome"] == "cancel_requested"
@@ -96,10 +87,7 @@ async def test_messages_that_wait_for_a_slow_operation_keep_no_place_from_other_
         await narrow.seen(what="connected")
         await ours.api.broker_is(narrow.broker_id, "online")
         slow, other = [await ours.api.create_agent(ours.project, narrow.broker_id) for _ in range(2)]
-        await narrow.rule(op="restart", gate="slow")
-        call = Background()
-        tasks.start_soon(call.run, lambda: ours.api.do("restart", slow["id"], prefer="wait=50"))
-        await narrow.seen(what="effect", op="restart")
+        call, _ = await held_up(tasks, ours.api, narrow, "restart", slow, prefer="wait=50")
         behind = (await ours.api.message(slow["id"], "after the restart")).expect(202)
         await ours.api.state_is(behind.dispatch, "in_progress")
         beside = (await ours.api.message(other["id"], "now")).expect(202)
@@ -141,10 +129,7 @@ async def test_what_the_broker_puts_off_after_a_cancel_is_not_sent_again(ours: S
 
 async def test_what_waits_for_a_paused_broker_after_a_cancel_is_not_sent(ours: Scene, tasks: TaskGroup) -> None:
     agent = await ours.agent()
-    await ours.broker.rule(op="restart", gate="slow")
-    first = Background()
-    tasks.start_soon(first.run, lambda: ours.api.do("restart", agent["id"], prefer="wait=50"))
-    await ours.broker.seen(what="effect", op="restart")
+    first, _ = await ours.held_up(tasks, "restart", agent, prefer="wait=50")
     second = (await ours.api.do("suspend", agent["id"], prefer="respond-async")).expect(202)
     (await ours.api.ask("POST", f"/runtime-brokers/{ours.broker_id}/pause")).expect(200)
     await ours.broker.release("slow")
