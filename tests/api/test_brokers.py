@@ -9,15 +9,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.harness.hubclient import HubClient, Json
-    from tests.harness.hubprocess import HubProcess
     from tests.harness.scenes import Scene
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def api(hub: HubProcess) -> HubClient:
-    return hub.api
 
 
 def some(name: str) -> str:

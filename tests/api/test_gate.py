@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def api(hub: HubProcess) -> HubClient:
-    return hub.api
-
-
 @asynccontextmanager
 async def hub_with(directory: Path, *, plugin: str = "", **settings: str) -> AsyncIterator[HubProcess]:
     """A hub of its own; `plugin` is the text of one that is asked before the built-in ones."""

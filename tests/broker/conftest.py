@@ -1,8 +1,9 @@
-"""One scripted hub and one real broker for each test."""
+"""One scripted hub and one real broker for each test; `sharing` has those of a whole module."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -88,26 +89,9 @@ class BrokerProcess:
             for state in self.dir.glob(f"agents/*/runs/*/{STATE}"):
                 who = json.loads(state.read_text())[kind]
                 if who and started_at(who["pid"]) == who["start"]:
-                    os.kill(who["pid"], signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it ended of itself since
+                        os.kill(who["pid"], signal.SIGKILL)
             time.sleep(0.01)
-
-
-class Pair:
-    """A hub and a broker that several tests use, each with agents of its own."""
-
-    def __init__(self, hub: FakeHub, broker: BrokerProcess) -> None:
-        self.hub = hub
-        self.broker = broker
-
-
-@pytest.fixture(scope="module")
-async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
-    """One for a whole module, with the module's SETTINGS and ENVIRONMENT."""
-    async with fake_hub() as made:
-        process = BrokerProcess(tmp_path_factory.mktemp("shared"), made)
-        await process.begin(getattr(request.module, "ENVIRONMENT", None), **getattr(request.module, "SETTINGS", {}))
-        yield Pair(made, process)
-        process.sweep()
 
 
 @pytest.fixture

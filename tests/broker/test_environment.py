@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from tests.broker.agents import SHOW, Agent, shown
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import FakeHub
+from tests.broker.sharing import broker, hub, shared
 
+__all__ = ["broker", "hub", "shared"]
 pytestmark = pytest.mark.anyio
 
 ENVIRONMENT = {"SESSION_SECRET": "hidden", "PASSED": "on"}
@@ -22,16 +24,6 @@ signal.signal(signal.SIGUSR1, lambda *_: sys.exit(21))
 print('up', flush=True)
 signal.pause()
 """
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 async def test_an_agent_gets_its_own_environment_and_nothing_of_the_brokers(

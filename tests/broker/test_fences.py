@@ -8,23 +8,15 @@ import uuid
 import pytest
 
 from tests.broker.agents import DEAF, Agent, processes_with
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import BROKER_ID, SECRET, FakeHub
+from tests.broker.sharing import broker, hub, shared
 from tests.harness.processes import eventually
 from tests.harness.signing import signed
 
+__all__ = ["broker", "hub", "shared"]
 pytestmark = pytest.mark.anyio
 INFO = "/api/v1/info"
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 async def test_a_known_id_is_answered_whatever_its_epoch(hub: FakeHub, broker: BrokerProcess) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.broker.agents import DEAF, Agent, processes_with
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import FakeHub
+from tests.broker.sharing import broker, hub, shared
 from tests.harness.processes import eventually
 
+__all__ = ["broker", "hub", "shared"]
 pytestmark = pytest.mark.anyio
 
 
@@ -17,16 +19,6 @@ async def gone(run: str) -> None:
         return not processes_with(run)
 
     await eventually(none_left, f"no process of run {run}")
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 async def test_create_starts_a_real_process_and_says_so(hub: FakeHub, broker: BrokerProcess) -> None:

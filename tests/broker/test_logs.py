@@ -8,21 +8,14 @@ import pytest
 
 from broker.keeping.agentlog import AgentLog, last_lines
 from tests.broker.agents import Agent
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import FakeHub
+from tests.broker.sharing import broker, hub, shared
 
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
+__all__ = ["broker", "hub", "shared"]
 
 
 SETTINGS = {"log_bytes": 20_000, "log_files": 2}
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 @pytest.mark.anyio

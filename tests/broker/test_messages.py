@@ -9,24 +9,16 @@ from typing import Any
 import pytest
 
 from tests.broker.agents import ECHO, Agent
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import FakeHub
+from tests.broker.sharing import broker, hub, shared
 
+__all__ = ["broker", "hub", "shared"]
 pytestmark = pytest.mark.anyio
 
 SLEEPER = "import time\nprint('asleep', flush=True)\ntime.sleep(1000)"
 LARGE = "x" * 60_000
 """One fits into a pipe, two do not."""
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 def read(log: str) -> list[dict[str, Any]]:

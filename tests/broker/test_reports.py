@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.broker.agents import DEAF, REPORTS, Agent
-from tests.broker.conftest import BrokerProcess, Pair
+from tests.broker.conftest import BrokerProcess
 from tests.broker.fakehub import FakeHub
+from tests.broker.sharing import broker, hub, shared
 from tests.harness.processes import eventually
 
+__all__ = ["broker", "hub", "shared"]
 pytestmark = pytest.mark.anyio
 
 SETTINGS = {"heartbeat": 0.3}
@@ -26,16 +28,6 @@ for n in range(20000):
 print('end', flush=True)
 input()
 """
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Pair) -> FakeHub:
-    return shared.hub
-
-
-@pytest.fixture(scope="module")
-def broker(shared: Pair) -> BrokerProcess:
-    return shared.broker
 
 
 async def test_status_lines_become_events_of_the_run(hub: FakeHub, broker: BrokerProcess) -> None:
