@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -17,14 +16,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PARENT_DEATH_SIGNAL = 1
+from tests.harness.processes import DIES_WITH_PARENT
+
 PATIENCE = 30.0
-
-
-def _die_with_parent() -> None:
-    if LIBC:
-        LIBC.prctl(PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
 class Child:
@@ -44,7 +38,7 @@ class Child:
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if LIBC else None,  # noqa: PLW1509 - one call into libc, no locks
+                preexec_fn=DIES_WITH_PARENT,  # noqa: PLW1509 - one call into libc, no locks
             )
 
     @property

@@ -27,9 +27,12 @@ PARENT_DEATH_SIGNAL = 1
 
 
 def _die_with_parent() -> None:
-    """So that a test run which is killed itself leaves no hub behind. For children of the main thread."""
     if LIBC:
         LIBC.prctl(PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+
+
+DIES_WITH_PARENT = _die_with_parent if LIBC else None
+"""Run by a child before its program, so that who is killed itself leaves nothing behind. For the main thread's."""
 
 
 class Late(AssertionError):
@@ -63,7 +66,7 @@ class Child:
                 cwd=cwd,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if LIBC else None,  # noqa: PLW1509 - one call into libc, no locks
+                preexec_fn=DIES_WITH_PARENT,  # noqa: PLW1509 - one call into libc, no locks
             )
 
     @property
