@@ -14,7 +14,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 
@@ -132,15 +132,23 @@ class Cluster:
 
     # -- brokers
 
+    @overload
+    def broker(
+        self, identity: Json, *, first: HubProcess | None = None, name: str = "broker", kind: type[B], **settings: Any
+    ) -> B: ...
+    @overload
+    def broker(
+        self, identity: Json, *, first: HubProcess | None = None, name: str = "broker", **settings: Any
+    ) -> BrokerProcess: ...
     def broker(
         self,
         identity: Json,
         *,
         first: HubProcess | None = None,
         name: str = "broker",
-        kind: type[B] = BrokerProcess,  # type: ignore[assignment]
+        kind: type[BrokerProcess] = BrokerProcess,
         **settings: Any,
-    ) -> B:
+    ) -> BrokerProcess:
         """A scripted broker that dials these hubs in turn, `first` before the others. Enter it."""
         urls = settings.pop("urls", None) or [hub.url for hub in self.in_order(first)]
         quick = {"ping_every": 1.0, "pong_wait": 4.0}
