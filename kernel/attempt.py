@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import anyio
+import msgspec
 
 from kernel import stock, wire
 from kernel.agent import Agent
@@ -122,13 +123,9 @@ class Attempts:
     async def _environment(self, intent: Intent, view: AgentView) -> Environment:
         answers = await self._hooks.resolve_environment.gather(view.agent, intent)
         for answer in answers:
-            if not isinstance(answer.value, Environment):
-                raise Misbehaved(
-                    f"plugin {answer.plugin} answered resolve_environment with {type(answer.value).__name__}, "
-                    "not with an Environment",
-                    plugin=answer.plugin,
-                    hook="resolve_environment",
-                )
+            if wrong := _wrong_with(answer.value):
+                told = f"plugin {answer.plugin} answered resolve_environment with {wrong}"
+                raise Misbehaved(told, plugin=answer.plugin, hook="resolve_environment")
         return merged([answer.value for answer in answers])
 
     def _values(self, work: Work) -> dict[str, str]:
@@ -212,6 +209,17 @@ class Attempts:
         if intent.traceparent:
             headers["traceparent"] = intent.traceparent
         return headers
+
+
+def _wrong_with(answer: object) -> str | None:
+    """Why a plugin's answer cannot be sent to a broker, without a word of what is in it."""
+    if not isinstance(answer, Environment):
+        return f"{type(answer).__name__}, not with an Environment"
+    try:
+        msgspec.json.decode(msgspec.json.encode(answer), type=Environment)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+        return "names or values that are no texts"
+    return None
 
 
 def unsent(work: Work) -> Outcome:

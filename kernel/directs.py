@@ -152,9 +152,9 @@ class Directs:
     async def _serve(self, broker_id: str, attempt: Try) -> None:
         """From the greeting to the release. Who waits for it is told in any case."""
         started = self._clock.monotonic()
-        lost = True
+        code: int | None = 1006
         try:
-            lost = await self._held(broker_id, attempt)
+            code = await self._held(broker_id, attempt)
         except Unreached as why:
             log.warning("broker %s is not called: %s", broker_id, why)
             attempt.fail(str(why))
@@ -164,8 +164,9 @@ class Directs:
         finally:
             attempt.decided.set()
             del self._tries[broker_id]
+        lost = code in (1006, wire.Close.NO_PONG)
         self._remember(broker_id, started, lost=lost)
-        if not lost:
+        if code is not None and not lost:
             await self._look()  # it may have come while the link was let go
 
     def _remember(self, broker_id: str, started: float, *, lost: bool) -> None:
@@ -175,8 +176,8 @@ class Directs:
         if lost:
             self._silences.setdefault(broker_id, Silence()).add(now, self._clock)
 
-    async def _held(self, broker_id: str, attempt: Try) -> bool:
-        """Whether it ended otherwise than in order. Raises: Unreached, PointsmanError."""
+    async def _held(self, broker_id: str, attempt: Try) -> int | None:
+        """The close code of its link; None when it never was one. Raises: Unreached, PointsmanError."""
         broker = await self._storage.find_broker(broker_id)
         if broker is None or broker.endpoint is None:
             raise Unreached("it has no endpoint any more")
@@ -197,7 +198,7 @@ class Directs:
             tasks.start_soon(self._attend, broker.id, socket, attempt)
             code = await self._links.serve(socket, broker.id, secret, kind="direct")
             tasks.cancel_scope.cancel()
-        return code in (1006, wire.Close.NO_PONG)
+        return code
 
     async def _secrets(self, broker_id: BrokerId) -> Sequence[bytes]:
         """Newest first: after a rotation the broker may still have the old one."""

@@ -212,18 +212,12 @@ class Links:
             instance=connect.instance,
             version=connect.version,
             capabilities=tuple(connect.capabilities),
-            window=connect.window,
+            window=connect.window and max(1, min(connect.window, self._window)),
         )
         try:
             claimed = await self._storage.claim_session(claim)
-        except NotFound:
-            await self._refuse(socket, wire.Close.DELETED, "deleted")
-            return None
-        except Overtaken:
-            await self._refuse(socket, wire.Close.REPLACED, "held")
-            return None
-        except StorageUnavailable:
-            await self._refuse(socket, wire.Close.DRAINING, "unavailable")
+        except PointsmanError as fault:
+            await self._refuse(socket, *_unclaimed(broker_id, fault))
             return None
         link = Link(
             socket=socket,
@@ -301,8 +295,8 @@ class Links:
         self._late_answers += link.late_answers
         try:
             released = await self._storage.release_session(link.session, code, sent)
-        except StorageUnavailable:
-            log.warning("session of broker %s not released: the sweep will", link.session.broker_id)
+        except PointsmanError as fault:
+            log.warning("session of broker %s not released, the sweep will: %s", link.session.broker_id, fault.message)
             released = Released(cleared=False)
         self.listener.left(link, released)
 
@@ -353,6 +347,19 @@ class Links:
     async def empty(self) -> None:
         while self._links:
             await anyio.sleep(POLL)
+
+
+def _unclaimed(broker_id: str, fault: PointsmanError) -> tuple[int, str]:
+    """Close code and reason for whom the storage gives no session."""
+    match fault:
+        case NotFound():
+            return wire.Close.DELETED, "deleted"
+        case Overtaken():
+            return wire.Close.REPLACED, "held"
+        case StorageUnavailable():
+            return wire.Close.DRAINING, "unavailable"
+    log.warning("broker %s says of itself what cannot be stored: %s", broker_id, fault.message)
+    return wire.Close.BAD_FRAMES, "bad_connect"
 
 
 async def _close(socket: Socket, code: int, reason: str) -> None:

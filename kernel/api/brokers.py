@@ -33,6 +33,9 @@ from kernel.session import Principal
 from kernel.signals import SignalKind
 from kernel.storage import BrokerEdit, BrokerJoin, BrokerRegistration
 
+LONGEST_ID = 36
+"""Characters of a UUID: what anybody sends in its place is not remembered whole."""
+
 
 class NewBroker(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
@@ -198,7 +201,7 @@ class Join:
 
     @route(action="broker.join", access="public", body=JoinRequest)
     async def on_post(self, req: Asked, resp: Responded, body: JoinRequest) -> None:
-        names = (f"address {req.peer}", f"broker {body.broker_id.lower()}")
+        names = (f"address {req.peer}", f"broker {body.broker_id[:LONGEST_ID].lower()}")
         for name in names:
             self._limits.failed_joins.check(name)
         self._limits.joins.check(req.peer)

@@ -12,15 +12,22 @@ from kernel import wire
 from kernel.broker import Broker, BrokerId, endpoint_problem
 from kernel.clock import SYSTEM
 from kernel.config import Settings
+from kernel.credentials import seal_secret
 from kernel.direct import Caller, HttpSocket, Unreached, greet
-from kernel.directs import LONGEST_PAUSE, Silence
+from kernel.directs import LONGEST_PAUSE, Directs, Silence
+from kernel.errors import Invalid
+from kernel.keyring import Keyring
 from kernel.link import Closed
+from kernel.links import Links
+from kernel.node import NodeId
+from kernel.storage import SealedSecret, SessionClaim, SessionClaimed
 from tests.harness.endpoint import Endpoint, served
 
 pytestmark = pytest.mark.anyio
 CHANNEL = Settings().channel
 ID = "0198c0de-0000-7000-8000-00000000b0b0"
 OLD, NEW = bytes(32), bytes(range(32))
+KEYRING = Keyring("a secret that is long enough for it")
 OURS = {"brokerId": ID, "capabilities": ["dedupe", "epoch", "reconnect"], "window": 5, "epoch": 41, "instance": "i"}
 
 
@@ -183,6 +190,51 @@ async def test_a_key_that_is_not_known_any_more_loses_the_link(endpoint: Endpoin
 
 
 # -- when it is left alone, and where it may be ------------------------------------------------------------------------
+
+
+class Refusing:
+    """A storage that has the broker, and cannot keep what it says of itself."""
+
+    def __init__(self, url: str) -> None:
+        self.broker = Broker(id=BrokerId(ID), name="b", slug="b", endpoint=url)
+        self.claims: list[SessionClaim] = []
+
+    async def find_broker(self, ref: str) -> Broker:
+        return self.broker
+
+    async def broker_secrets(self, broker_id: BrokerId) -> list[SealedSecret]:
+        return [SealedSecret(key_id="k", sealed=seal_secret(KEYRING, NEW, ID, "k"))]
+
+    async def endpoints_waiting(self, limit: int) -> list[Broker]:
+        return [self.broker]
+
+    async def claim_session(self, claim: SessionClaim) -> SessionClaimed:
+        self.claims.append(claim)
+        raise Invalid(fields={"value": "the database cannot store it"})
+
+
+async def test_what_an_endpoint_says_of_itself_ends_no_hub(endpoint: Endpoint) -> None:
+    """Whatever cannot be stored: the broker is let be, and asked again in the hub's own time."""
+    endpoint.told("/api/v1/info", 200, OURS | {"window": 10**24})
+    storage: Any = Refusing(endpoint.url)
+    links = Links(
+        storage=storage,
+        node_id=NodeId("n"),
+        clock=SYSTEM,
+        settings=CHANNEL,
+        window=64,
+        tells_conflict=lambda _: None,
+    )
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            directs = Directs(
+                storage=storage, links=links, keyring=KEYRING, clock=SYSTEM, settings=CHANNEL, every=60.0, tasks=tasks
+            )
+            tasks.start_soon(directs.run)
+            await directs.hold(storage.broker)
+            await anyio.sleep(0.2)
+            assert [claim.window for claim in storage.claims] == [64]
+            tasks.cancel_scope.cancel()
 
 
 def test_a_silent_endpoint_is_left_alone_for_longer_and_longer() -> None:
