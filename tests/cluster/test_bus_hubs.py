@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
 from kernel.testing.postgres import Server
+from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.cluster import Cluster
 from tests.harness.hubclient import Json
 from tests.harness.hubprocess import HubProcess
@@ -43,14 +45,22 @@ async def agent_of(hub: HubProcess, identity: Json) -> Json:
     return await hub.api.create_agent(await hub.api.create_project(), identity["broker_id"])
 
 
+@asynccontextmanager
+async def held_by(holder: HubProcess, cluster: Cluster, name: str) -> AsyncIterator[tuple[BrokerProcess, Json]]:
+    """A broker whose socket this hub holds, and an agent of it; both were made on another."""
+    (asked,) = cluster.others(holder)
+    identity = await asked.api.register_broker()
+    async with cluster.broker(identity, first=holder, name=name) as broker:
+        assert await cluster.owner(broker.broker_id) is holder
+        yield broker, await agent_of(asked, identity)
+
+
 async def test_deletion_on_one_hub_closes_the_socket_on_another(cluster: Cluster) -> None:
     one, two = cluster.hubs
-    identity = await one.api.register_broker()
-    async with cluster.broker(identity, first=two, name="deleted") as broker:
-        assert await cluster.owner(identity["broker_id"]) is two
-        agent = await agent_of(one, identity)  # served and gone: no claim is under way that would notice first
+    async with held_by(two, cluster, "deleted") as (broker, agent):
+        # served and gone: no claim is under way that would notice first
         (await one.api.delete(agent["id"])).expect(200, 204)
-        (await one.api.ask("DELETE", f"/runtime-brokers/{identity['broker_id']}")).expect(204)
+        (await one.api.ask("DELETE", f"/runtime-brokers/{broker.broker_id}")).expect(204)
         closed = await broker.seen(what="closed")
         assert (closed["code"], closed["reason"]) == (4410, "deleted")
 
@@ -78,11 +88,8 @@ async def test_socket_that_moved_is_closed_by_the_hub_that_held_it(cluster: Clus
 
 async def test_pause_and_resume_on_one_hub_reach_the_holder(cluster: Cluster) -> None:
     one, two = cluster.hubs
-    identity = await one.api.register_broker()
-    path = f"/runtime-brokers/{identity['broker_id']}"
-    async with cluster.broker(identity, first=two, name="paused") as broker:
-        assert await cluster.owner(identity["broker_id"]) is two
-        agent = await agent_of(one, identity)
+    async with held_by(two, cluster, "paused") as (broker, agent):
+        path = f"/runtime-brokers/{broker.broker_id}"
         (await one.api.ask("POST", f"{path}/pause")).expect(200)
         held = await two.api.message(agent["id"], "not now", prefer="respond-async")
         await anyio.sleep(0.5)
@@ -93,10 +100,7 @@ async def test_pause_and_resume_on_one_hub_reach_the_holder(cluster: Cluster) ->
 
 async def test_cancel_on_one_hub_reaches_the_broker_through_another(cluster: Cluster) -> None:
     one, two = cluster.hubs
-    identity = await one.api.register_broker()
-    async with cluster.broker(identity, first=two, name="cancelled") as broker:
-        assert await cluster.owner(identity["broker_id"]) is two
-        agent = await agent_of(one, identity)
+    async with held_by(two, cluster, "cancelled") as (broker, agent):
         await broker.rule(op="restart", gate="slow", effect="after")
         answer = await one.api.do("restart", agent["id"], prefer="respond-async")
         await broker.seen(what="request", op="restart")
@@ -107,10 +111,7 @@ async def test_cancel_on_one_hub_reaches_the_broker_through_another(cluster: Clu
 async def test_end_on_one_hub_is_told_to_the_caller_on_another(cluster: Cluster) -> None:
     """It comes when all looks of the caller are over and no poll will be for minutes."""
     one, two = cluster.hubs
-    identity = await one.api.register_broker()
-    async with cluster.broker(identity, first=two, name="slow") as broker:
-        assert await cluster.owner(identity["broker_id"]) is two
-        agent = await agent_of(one, identity)
+    async with held_by(two, cluster, "slow") as (broker, agent):
         await broker.rule(op="restart", delay=2.0)
         started = time.monotonic()
         (await one.api.do("restart", agent["id"], prefer="wait=30")).expect(200)

@@ -23,6 +23,10 @@ TAKE = (
     "UPDATE broker_dispatch SET state = 'in_progress', attempts = attempts + 1, claimed_by = $2, claimed_session = $3,"
     " claimed_epoch = $4, claimed_at = now() WHERE id = $1"
 )
+NEWER_SESSION = (
+    "UPDATE runtime_brokers SET connection_epoch = connection_epoch + 1, connected_session_id = gen_random_uuid()"
+    " WHERE id = $1"
+)
 
 
 # -- claims and sessions -------------------------------------------------------------------------------------------
@@ -35,11 +39,7 @@ async def test_a_claim_and_a_newer_session_that_meet_leave_nothing_behind(
     Else its work would be in the hands of a session that nobody drives again."""
     intent = await world.record(Op.STOP, await world.new_agent())
     await other.execute("BEGIN")
-    await other.execute(
-        "UPDATE runtime_brokers SET connection_epoch = connection_epoch + 1, connected_session_id = gen_random_uuid()"
-        " WHERE id = $1",
-        world.broker.id,
-    )
+    await other.execute(NEWER_SESSION, world.broker.id)
     async with anyio.create_task_group() as tasks:
 
         async def claim() -> None:
@@ -50,12 +50,6 @@ async def test_a_claim_and_a_newer_session_that_meet_leave_nothing_behind(
         await waits_for_a_lock(watcher, "pointsman-")
         await other.execute("COMMIT")
     assert (await world.read(intent.id)).state is State.PENDING
-
-
-NEWER_SESSION = (
-    "UPDATE runtime_brokers SET connection_epoch = connection_epoch + 1, connected_session_id = gen_random_uuid()"
-    " WHERE id = $1"
-)
 
 
 async def test_a_late_answer_leaves_an_agent_alone_that_a_newer_session_reported(
