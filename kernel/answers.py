@@ -18,6 +18,7 @@ from kernel.errors import (
     Failure,
     NotFound,
     OutcomeUnknown,
+    OutcomeUnrecorded,
     PointsmanError,
     StorageUnavailable,
 )
@@ -27,6 +28,10 @@ from kernel.node import NodeId
 from kernel.observe import Observer
 from kernel.storage import IdempotencyKey, Storage
 from kernel.waiters import Seen, Unended, Waiter, Waiters
+
+UNREAD = (
+    "the call was taken, but the database does not answer and its outcome cannot be read: ask for the dispatch again"
+)
 
 
 class WaitSettings(Protocol):
@@ -75,6 +80,8 @@ class Answers:
         """
         try:
             return await self._of(intent, waiter, wait)
+        except StorageUnavailable as fault:
+            raise _unread(intent) from fault
         except PointsmanError as error:
             error.dispatch_id = intent.id
             raise
@@ -211,6 +218,13 @@ class Answers:
             await self._ends.write_down(work)
         except StorageUnavailable as fault:
             raise unrecorded(work) from fault
+
+
+def _unread(intent: Intent) -> OutcomeUnrecorded:
+    """What the storage says of a question, that nothing was done, would be no truth about the call."""
+    error = OutcomeUnrecorded(UNREAD)
+    error.dispatch_id = intent.id
+    return error
 
 
 def _unexplained(intent: Intent) -> Failure:
