@@ -141,7 +141,7 @@ class Drain:
     # -- what the rows of slow work tell -----------------------------------------------------------------------------
 
     async def note(self) -> None:
-        """Once a second, in one statement, tell the rows of what is under way that it was sent or accepted, so that
+        """Once a second, in one transaction, tell the rows of what is under way that it was sent or accepted, so that
         `explain` knows on every node. What ends sooner says so with its end."""
         while True:
             await anyio.sleep(NOTE_EVERY)

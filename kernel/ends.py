@@ -75,7 +75,7 @@ class Ends:
                 except StorageUnavailable:
                     pass
                 except PointsmanError as fault:
-                    outcome = self._unstorable(work, outcome, fault)
+                    outcome = self._unstorable(work, fault)
                 await anyio.sleep(self._clock.jitter(pause))
                 pause = min(2.0, pause * 2)
             waited = self._clock.monotonic() - started
@@ -83,7 +83,8 @@ class Ends:
                 told = True
                 self._waiters.failed(work.intent.id, unrecorded(work))
             if waited >= RETRIES and not (work.recorded and work.link.open):
-                log.error("the end of dispatch %s was never stored: it will be driven again", work.intent.id)
+                then = "it will be driven again" if work.recorded else "it has no row, and only its broker knows of it"
+                log.error("the end of dispatch %s was never stored: %s", work.intent.id, then)
                 return
         self._observer.stage("end", self._clock.monotonic() - started)
         if settled:
@@ -138,7 +139,7 @@ class Ends:
             self._waiters.ended(settled.intent, settled.agent)
             self._tell_entry(settled.intent)
 
-    def _unstorable(self, work: Work, outcome: Outcome, fault: PointsmanError) -> Outcome:
+    def _unstorable(self, work: Work, fault: PointsmanError) -> Outcome:
         """The database refuses this very end: what is stored instead holds nothing that the broker said."""
         log.error("the end of dispatch %s cannot be stored as it is: %s", work.intent.id, fault.message)
         error = RuntimeFailed(f"the broker's answer cannot be stored: {fault.message}").as_failure()

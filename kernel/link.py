@@ -258,7 +258,7 @@ class Link:
                 self._put(wire.encode(wire.Cancel(request_id=exchange.request_id, dispatch_id=intent_id)), None)
 
     def advise(self, after: float, deadline: float) -> None:
-        """Ask the broker to dial another hub `after` seconds; in `deadline` seconds this socket is closed anyway."""
+        """Ask the broker to dial another hub in `after` seconds; in `deadline` seconds this socket is closed anyway."""
         self.advised = True
         self._put(wire.encode(wire.Reconnect(after_ms=int(after * 1000), deadline_ms=int(deadline * 1000))), None)
 

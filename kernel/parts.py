@@ -7,6 +7,7 @@ from collections.abc import Callable
 import anyio.abc
 import msgspec
 
+from kernel import wire
 from kernel.answers import Answers
 from kernel.arrivals import Arrivals
 from kernel.attempt import Attempts
@@ -61,7 +62,7 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
 
     def lazy(self, link: Link) -> bool:
         """Claims and ends need not wait for the disk where the broker dedupes (design/dispatch.md section 7)."""
-        return self.settings.dispatch.durability == "intents" and link.can("dedupe")
+        return self.settings.dispatch.durability == "intents" and link.can(wire.DEDUPE)
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):

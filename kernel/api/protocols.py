@@ -1,6 +1,6 @@
 """What we ask of the server's sockets beyond what it gives: limits on a request's head, and how a socket feels.
 
-The one place beside `hub.py` that knows uvicorn: the two classes go into its `Config(http=Head, ws=Socket)`.
+The one place beside `server.py` that knows uvicorn: the two classes go into its `Config(http=Head, ws=Socket)`.
 """
 
 from __future__ import annotations
