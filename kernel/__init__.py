@@ -62,7 +62,7 @@ _NAMES = {
     "hookspecs": "hookimpl",
     "host": "Gauges Host",
     "intent": "ENDED ENDS_RUN Intent IntentId Lane Op STARTS STEPS State lane_of",
-    "keyring": "AGENT_TOKENS BROKER_SECRETS INTENT_VALUES Keyring session_secret",
+    "keyring": "AGENT_TOKENS BROKER_SECRETS INTENT_VALUES Keyring known_secret session_secret",
     "message": "Message TEXT_LIMIT",
     "node": "Node NodeId",
     "project": "Project is_slug slug_of",

@@ -45,7 +45,9 @@ class Keyring:
             return AESGCM(self.derive(label)).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to.encode())
         except InvalidTag as fault:
             raise Misconfigured(
-                f"a stored value ({label}) does not open: the database was written under another SESSION_SECRET"
+                f"the database was written under another SESSION_SECRET, a stored value ({label}) does not open: "
+                f"start with that one (a hub that is alone keeps its own in {SECRET_FILE}, and reads it when "
+                "SESSION_SECRET is not set)"
             ) from fault
 
 
@@ -71,3 +73,11 @@ def session_secret(*, alone: bool) -> str:
     if not SECRET_FILE.exists():
         write_private(SECRET_FILE, os.urandom(32).hex().encode())
     return SECRET_FILE.read_text().strip()
+
+
+def known_secret() -> str | None:
+    """SESSION_SECRET, or what a hub that is alone keeps; None when there is neither. Nothing is made."""
+    given = os.environ.get("SESSION_SECRET")
+    if given is None and SECRET_FILE.exists():
+        return SECRET_FILE.read_text().strip()
+    return given

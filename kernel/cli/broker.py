@@ -38,6 +38,13 @@ endpoint_option = click.option(
 provide_option = click.option("--auto-provide", is_flag=True, help="It may run the agents of every project.")
 
 
+def _url(_: object, __: object, given: tuple[str, ...]) -> tuple[str, ...]:
+    for one in given:
+        if not one.startswith(("http://", "https://")):
+            raise click.BadParameter(f"a hub is named by its URL, such as http://127.0.0.1:8080, not by {one!r}.")
+    return given
+
+
 @click.group()
 def command() -> None:
     """Brokers: programs that run agents on a machine. A BROKER is named by name, slug or id."""
@@ -48,7 +55,12 @@ def command() -> None:
 
 @command.command("run")
 @click.option(
-    "--hub", "hubs", multiple=True, metavar="URL", help="A hub to dial; may be repeated [default: as it was registered]"
+    "--hub",
+    "hubs",
+    multiple=True,
+    callback=_url,
+    metavar="URL",
+    help="A hub to dial; may be repeated [default: as it was registered]",
 )
 @folder_option
 @click.option("--name", help="Register under this name first, if it has no identity yet or the hub forgot it.")
@@ -113,6 +125,7 @@ def _run(settings: BrokerSettings) -> None:
     "--hub",
     "hubs",
     multiple=True,
+    callback=_url,
     metavar="URL",
     help="A hub; repeated: all that it may dial, the first registers it [default: POINTSMAN_HUB, else var/ready.json]",
 )

@@ -6,16 +6,33 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from kernel import Finding, Level, SchemaState
-from plugins.storage.schema import hub_nodes, runtime_brokers
+from kernel import Finding, Keyring, Level, Misconfigured, SchemaState, open_secret
+from plugins.storage.schema import broker_secrets, hub_nodes, runtime_brokers
 
 SHOWN = 5
 
 
-def affairs(connection: sa.Connection, now: int, lost_after: float) -> Iterator[Finding]:
-    """The schema is that of this code. `now` is the clock by which the hubs beat."""
+def affairs(connection: sa.Connection, now: int, lost_after: float, secret: str | None) -> Iterator[Finding]:
+    """The schema is that of this code. `now` is the clock by which the hubs beat, `secret` what a hub would have as
+    SESSION_SECRET."""
     yield _hubs(connection, now - int(lost_after * 1_000_000))
     yield _conflicts(connection)
+    yield from _sealed(connection, secret)
+
+
+def _sealed(connection: sa.Connection, secret: str | None) -> Iterator[Finding]:
+    """Whether the newest secret of a broker opens."""
+    columns = broker_secrets.c
+    newest = sa.select(columns.sealed, columns.broker_id, columns.key_id).where(columns.status != "revoked")
+    row = connection.execute(newest.order_by(columns.created.desc()).limit(1)).first()
+    if row is None or secret is None:
+        return
+    try:
+        open_secret(Keyring(secret), *row)
+    except Misconfigured as fault:
+        yield Finding(check="secrets", level=Level.FAIL, told=fault.message)
+    else:
+        yield Finding(check="secrets", told="the secrets in the database open with this SESSION_SECRET")
 
 
 def _hubs(connection: sa.Connection, alive: int) -> Finding:

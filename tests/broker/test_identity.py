@@ -64,6 +64,14 @@ async def test_register_joins_and_keeps_the_identity_for_its_owner_alone(http: R
     assert "secret" not in told.stdout.replace("its secret is in", "")
 
 
+@pytest.mark.parametrize("command", [("register", "--name", "x", "--token", "t"), ("run",)])
+async def test_what_is_no_url_of_a_hub_is_refused_and_not_dialled_for_ever(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    told = await pointsman("broker", *command, "--hub", "db.internal", cwd=tmp_path)
+    assert (told.returncode, "such as http://127.0.0.1:8080" in told.stderr) == (2, True), told.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "code", "expected"), [(401, "unauthorized", 77), (403, "forbidden", 77), (400, "validation_error", 4)]
 )

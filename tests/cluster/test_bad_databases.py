@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import anyio
 import pytest
 
+from kernel.credentials import seal_secret
+from kernel.keyring import Keyring
 from kernel.testing.postgres import Server, find
 from plugins.storage.postgres.budget import Budget
 from tests.harness.certificates import Authority
@@ -132,6 +134,11 @@ def test_dsn_that_cannot_be_read(tmp_path: Path, dsn: str, words: tuple[str, ...
     refuses(tmp_path, Bad(dsn), *words)
 
 
+def test_cache_of_less_than_no_statement(tmp_path: Path) -> None:
+    bad = Bad("postgresql://hub@127.0.0.1:9/hub", ("plugins.postgres.statement_cache_size=-1",))
+    refuses(tmp_path, bad, "plugins.postgres.statement_cache_size", "found -1")
+
+
 @pytest.mark.parametrize(("secret", "told"), [(None, "SESSION_SECRET is not set"), ("short", "has 5 characters")])
 def test_hubs_that_share_a_database_need_a_secret(
     tmp_path: Path, postgres_dsn: str, secret: str | None, told: str
@@ -189,11 +196,26 @@ def test_certificate_of_an_authority_that_is_not_trusted(tmp_path: Path) -> None
         refuses(tmp_path, Bad(dsn), "its certificate is not trusted", "sslrootcert=FILE")
 
 
+def test_certificate_file_that_is_not_there(tmp_path: Path, postgres_dsn: str) -> None:
+    """It is no server that may yet come, so it is not waited for."""
+    patient = ("plugins.postgres.patience=10m",)
+    dsn = f"{postgres_dsn}?sslmode=verify-full&sslrootcert=/nowhere/ca.pem"
+    refuses(tmp_path, Bad(dsn, patient), "let the hub read the files that sslrootcert names", "`dsn`")
+
+
 # -- a server that is not the right one ----------------------------------------------------------------------
 
 
 def test_read_only_standby(tmp_path: Path, standby: Server) -> None:
     refuses(tmp_path, Bad(standby.dsn()), "read-only standby", "name the primary")
+
+
+def test_user_for_whom_everything_is_read_only(
+    tmp_path: Path, postgres: Server, postgres_dsn: str, stranger: str
+) -> None:
+    postgres.sql(f"alter role {stranger} set default_transaction_read_only = on")
+    bad = Bad(postgres.dsn(database_of(postgres_dsn), user=stranger))
+    refuses(tmp_path, bad, "default_transaction_read_only is on", f"ALTER ROLE {stranger} SET")
 
 
 def test_standby_is_refused_even_if_the_dsn_would_take_it(tmp_path: Path, standby: Server) -> None:
@@ -238,6 +260,27 @@ def test_role_that_may_not_write_the_tables(tmp_path: Path, postgres: Server, mi
     refuses(tmp_path, bad, f"the user {stranger} may not read and write", "GRANT SELECT, INSERT, UPDATE, DELETE")
 
 
+def test_role_that_may_not_use_the_sequence(tmp_path: Path, postgres: Server, migrated: str, stranger: str) -> None:
+    """Every call is numbered from it: such a hub would be ready, and could record nothing."""
+    name = database_of(migrated)
+    postgres.sql("grant select, insert, update, delete on all tables in schema public to public", name)
+    refuses(tmp_path, Bad(postgres.dsn(name, user=stranger)), "may not read and write", "GRANT USAGE ON ALL SEQUENCES")
+
+
+def test_tables_of_another_program(tmp_path: Path, postgres: Server, postgres_dsn: str) -> None:
+    postgres.sql("create table projects (deadline date)", database_of(postgres_dsn))
+    refuses(tmp_path, Bad(postgres_dsn), "tables of another program", "projects", "a database of their own")
+
+
+def test_search_path_that_leads_nowhere(tmp_path: Path, postgres_dsn: str) -> None:
+    refuses(tmp_path, Bad(f"{postgres_dsn}?search_path=nowhere"), "no schema of the search path", "that of the DSN")
+
+
+def test_two_versions_of_the_schema_at_once(tmp_path: Path, postgres: Server, migrated: str) -> None:
+    postgres.sql("insert into alembic_version values ('0001')", database_of(migrated))
+    refuses(tmp_path, Bad(migrated), "alembic_version names the schemas", "delete the row")
+
+
 def test_role_without_a_schema(tmp_path: Path, postgres: Server, postgres_dsn: str, stranger: str) -> None:
     name = database_of(postgres_dsn)
     postgres.sql("revoke usage on schema public from public", name)
@@ -249,6 +292,19 @@ def test_schema_of_a_later_version(tmp_path: Path, postgres: Server, migrated: s
     refuses(tmp_path, Bad(migrated), "schema 9999", "newer than this program", "start the version that wrote it")
     checked = run(tmp_path, "db check", Bad(migrated))
     assert (checked.returncode, "9999" in checked.stdout) == (78, True)
+
+
+def test_hub_with_another_secret_than_the_others(tmp_path: Path, postgres: Server, migrated: str) -> None:
+    """It could open nothing that they sealed, and would refuse every broker."""
+    broker = str(uuid.uuid4())
+    sealed = seal_secret(Keyring(SECRET[::-1]), b"s" * 32, broker, "key")
+    postgres.sql(
+        f"insert into runtime_brokers (id, name, slug, created, updated) values ('{broker}', 'b', 'b', now(), now());"
+        f"insert into broker_secrets (broker_id, key_id, sealed, created) "
+        f"values ('{broker}', 'key', '\\x{sealed.hex()}', now())",
+        database_of(migrated),
+    )
+    refuses(tmp_path, Bad(migrated), "another SESSION_SECRET", "start with that one")
 
 
 # -- poolers -------------------------------------------------------------------------------------------------

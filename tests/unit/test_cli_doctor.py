@@ -195,6 +195,7 @@ GOOD = Facts(
     role="hub",
     may_create=True,
     may_write=True,
+    tables=[],
     room=Room(max_connections=100, reserved=3, user_limit=None, database_limit=None, used=10),
     fsync=True,
     durable=True,
@@ -248,3 +249,10 @@ def test_the_budget_says_how_many_hubs_fit(room: Room, hubs: int) -> None:
     assert room.hubs(BUDGET) == hubs
     level = of(room=room)["connections"].level
     assert level is (Level.OK if hubs > 1 else Level.WARN if hubs else Level.FAIL)
+
+
+@pytest.mark.parametrize(("running", "level"), [(2, Level.OK), (3, Level.WARN), (4, Level.WARN)])
+def test_one_hub_more_than_fit_is_told_before_it_starts(running: int, level: Level) -> None:
+    finding = of(room=msgspec.structs.replace(GOOD.room, running=running))["connections"]
+    assert finding.level is level
+    assert f"3 such hubs fit, {running} run now" in finding.told

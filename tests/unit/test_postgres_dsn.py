@@ -25,6 +25,10 @@ def test_local_socket_is_a_host() -> None:
     assert dsn.addresses == (Address("/run/postgresql", 5433),)
 
 
+def test_a_password_among_the_parameters_may_hold_an_at_sign() -> None:
+    assert parsed("postgresql://db/hub?user=hub&password=a@b").user == "hub"
+
+
 def test_what_the_dsn_says_of_the_wanted_server_goes_first() -> None:
     assert parsed("postgres://hub@db/hub?target_session_attrs=primary").session is SessionAttribute.primary
 
@@ -55,6 +59,13 @@ def test_parameters_that_a_hub_decides_are_not_sent_to_the_server() -> None:
         (f"postgresql://hub:{SECRET}@db/hub?channel_binding=require", "channel_binding"),
         (f"postgresql://hub:{SECRET}@a,b,c/hub?port=1,2", "3 hosts and 2 ports"),
         (f"postgresql://hub:{SECRET}@[::1/hub", "cannot be read"),
+        (f"postgresql://hub:a[{SECRET}@db/hub", "%5B"),
+        (f"postgresql://hub:a?{SECRET}@db/hub", "%3F"),
+        (f"postgresql://hub:a?b={SECRET}@db/hub", "%3F"),
+        (f"postgresql://hub:\u2100{SECRET}@db/hub", "cannot be read"),
+        (f"postgresql://hub:{SECRET}", "names no user"),
+        (f"postgresql://hub:{SECRET}@db..internal/hub", "its host 'db..internal' is no name"),
+        (f"postgresql://hub:{SECRET}@db/hub?target_session_attrs=standby", "no server that takes writes: leave it out"),
     ],
 )
 def test_wrong_dsn_is_told_without_its_password(text: str, told: str) -> None:

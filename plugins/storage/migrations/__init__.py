@@ -32,8 +32,13 @@ def head() -> str:
 
 
 def current(connection: sa.Connection) -> str | None:
-    """The revision of the database; None when it is empty."""
-    return MigrationContext.configure(connection).get_current_revision()
+    """The revision of the database; None when it is empty. Raises: Misconfigured when it names several."""
+    found = MigrationContext.configure(connection).get_current_heads()
+    if len(found) > 1:
+        raise Misconfigured(
+            f"the table alembic_version names the schemas {', '.join(found)} at once: delete the row that is not true"
+        )
+    return found[0] if found else None
 
 
 def state(found: str | None) -> SchemaState:

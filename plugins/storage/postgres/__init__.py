@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -17,7 +17,7 @@ class PostgresConfig(msgspec.Struct, frozen=True, kw_only=True):
     """postgresql://USER:PASSWORD@HOST:5432/DATABASE; further hosts after a comma, libpq's parameters at the end."""
     listen_dsn: str | None = None
     """A direct way to the same database, where `dsn` leads through a pooler: LISTEN does not survive one."""
-    statement_cache_size: int = 1_024
+    statement_cache_size: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1_024
     """Prepared statements that a connection keeps; 0 behind a pooler in transaction mode."""
     patience: Duration = 30.0
     """A start waits so long for a server that does not answer yet."""

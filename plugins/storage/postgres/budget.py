@@ -34,6 +34,8 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     database_limit: int | None
     used: int
     """By others than hubs, now."""
+    running: int = 0
+    """Hubs that are at work in this database now."""
 
     @property
     def offered(self) -> int:
@@ -49,3 +51,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         if self.offered < self.max_connections - self.reserved:
             told += f" and lets this user have {self.offered} in this database"
         return f"{told}, others use {self.used}"
+
+    def fits(self, budget: Budget) -> str:
+        now = f", {self.running} run now" if self.running else ""
+        return f"{budget}; {self}: {self.hubs(budget)} such hubs fit{now}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from functools import partial
 from uuid import uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from kernel import Finding, Level, Misconfigured, Settings, session_secret
 from plugins.storage.affairs import affairs, schema_finding
@@ -14,7 +16,7 @@ from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target
 from plugins.storage.postgres.engine import engine_to
 from plugins.storage.postgres.examining import Facts, echoes, judged, migratable
-from plugins.storage.postgres.faults import FAULTS, Unreachable, why
+from plugins.storage.postgres.faults import FAULTS, Unreachable, beneath, why
 from plugins.storage.postgres.opening import key_of, looked_at, schema_of
 from plugins.storage.postgres.refusals import refused
 
@@ -29,8 +31,8 @@ async def diagnosed(target: Target, settings: Settings) -> list[Finding]:
         found.append(refused(fault, key=key_of(target, fault)))
     except Misconfigured as fault:
         found.append(_failed("database", fault.message))
-    except FAULTS as fault:
-        found.append(_failed("database", why(fault)))
+    except (*FAULTS, DBAPIError) as fault:
+        found.append(_failed("database", why(beneath(fault) or fault)))
     return found
 
 
@@ -81,4 +83,4 @@ async def _affairs(target: Target, settings: Settings, node_id: str) -> list[Fin
 
 def _told(connection: sa.Connection, *, settings: Settings) -> list[Finding]:
     now = connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()
-    return list(affairs(connection, now, settings.node.lost_after))
+    return list(affairs(connection, now, settings.node.lost_after, os.environ.get("SESSION_SECRET")))

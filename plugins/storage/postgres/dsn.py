@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 from asyncpg.connect_utils import SessionAttribute
@@ -27,6 +27,10 @@ OURS = frozenset(
 """Parameters of libpq that a hub decides for itself; the driver would send them to the server, which knows them not."""
 UNKNOWN = frozenset({"channel_binding", "gssencmode", "requirepeer", "require_auth", "sslcompression", "sslsni"})
 """Parameters of libpq that the driver cannot honour."""
+FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
+"""Parameters that name a file of this machine."""
+WRITES = (SessionAttribute.read_write, SessionAttribute.primary, SessionAttribute.any)
+"""The `target_session_attrs` under which a server that takes writes is found."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -52,6 +56,11 @@ class Dsn(msgspec.Struct, frozen=True, kw_only=True):
     given: frozenset[str]
     """The names of its other parameters: what it says goes before what a hub would set."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it leads to a socket of this machine."""
+        return any(address.host.startswith("/") for address in self.addresses)
+
     def __str__(self) -> str:
         """As it may be shown: no password, no parameters."""
         return f"postgresql://{self.user}@{','.join(map(str, self.addresses))}/{self.database}"
@@ -60,26 +69,45 @@ class Dsn(msgspec.Struct, frozen=True, kw_only=True):
 @lru_cache(maxsize=16)
 def parsed(text: str) -> Dsn:
     """Raises: Misconfigured, with what is wrong."""
-    try:
-        url = urlsplit(text.strip())
-        parameters = dict(parse_qsl(url.query, strict_parsing=True, keep_blank_values=True)) if url.query else {}
-    except ValueError as fault:
-        raise _wrong(f"it cannot be read: {fault}") from None
-    if url.scheme not in ("postgresql", "postgres"):
-        raise _wrong("it does not begin with postgresql://")
-    if url.fragment or "@" in url.path or url.netloc.count("@") > 1:
-        raise _wrong("its user or password holds a `/`, `?`, `#` or `@` as it is: write it as %2F, %3F, %23 or %40")
-    for name in sorted(UNKNOWN & parameters.keys()):
-        raise _wrong(f"its parameter {name} is not supported: leave it out")
+    url = _split(text.strip())
+    parameters = _parameters(url.query)
     login, _, hosts = url.netloc.rpartition("@")
+    user = unquote(login.partition(":")[0]) or parameters.get("user") or _missing("user")
     return Dsn(
         url=_without(text.strip(), parameters),
         addresses=tuple(_addresses(hosts, parameters)),
-        user=unquote(login.partition(":")[0]) or parameters.get("user") or _missing("user"),
+        user=user,
         database=_database(url.path, parameters),
         session=_session(parameters.get("target_session_attrs", "read-write")),
         given=frozenset(parameters) - OURS,
     )
+
+
+def _split(text: str) -> SplitResult:
+    """What Python says of a URL that it cannot read quotes the password, so that is never told."""
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        raise _wrong(
+            "it cannot be read: only an IPv6 address stands in `[` and `]`, other signs in its user or password are "
+            "written as %5B and the like"
+        ) from None
+    if url.scheme not in ("postgresql", "postgres"):
+        raise _wrong("it does not begin with postgresql://")
+    cut = "@" in url.query and "@" not in url.netloc and "user=" not in url.query
+    if cut or url.fragment or "@" in url.path or url.netloc.count("@") > 1:
+        raise _wrong("its user or password holds a `/`, `?`, `#` or `@` as it is: write it as %2F, %3F, %23 or %40")
+    return url
+
+
+def _parameters(query: str) -> dict[str, str]:
+    try:
+        parameters = dict(parse_qsl(query, strict_parsing=True, keep_blank_values=True)) if query else {}
+    except ValueError:
+        raise _wrong("what follows its `?` cannot be read: it is NAME=VALUE, more of them after a `&`") from None
+    for name in sorted(UNKNOWN & parameters.keys()):
+        raise _wrong(f"its parameter {name} is not supported: leave it out")
+    return parameters
 
 
 def _database(path: str, parameters: Mapping[str, str]) -> str:
@@ -88,10 +116,9 @@ def _database(path: str, parameters: Mapping[str, str]) -> str:
 
 
 def _session(text: str) -> SessionAttribute:
-    try:
+    if text in WRITES:
         return SessionAttribute(text)
-    except ValueError:
-        raise _wrong(f"target_session_attrs={text} is unknown: {', '.join(SessionAttribute)}") from None
+    raise _wrong(f"target_session_attrs={text} finds no server that takes writes: leave it out")
 
 
 def _addresses(hosts: str, parameters: Mapping[str, str]) -> Iterator[Address]:
@@ -103,7 +130,7 @@ def _addresses(hosts: str, parameters: Mapping[str, str]) -> Iterator[Address]:
         host, port = _host_and_port(name)
         if not host:
             _missing("host")
-        yield Address(unquote(host), _port(port or ports[number if len(ports) > 1 else 0] or "5432"))
+        yield Address(_name(unquote(host)), _port(port or ports[number if len(ports) > 1 else 0] or "5432"))
 
 
 def _host_and_port(name: str) -> tuple[str, str]:
@@ -114,6 +141,14 @@ def _host_and_port(name: str) -> tuple[str, str]:
         return name, ""
     host, _, port = name.partition(":")
     return host, port
+
+
+def _name(host: str) -> str:
+    try:
+        _ = host if host.startswith("/") else host.encode("idna")
+    except UnicodeError:
+        raise _wrong(f"its host {host!r} is no name: the parts between dots have 1 to 63 characters") from None
+    return host
 
 
 def _port(text: str) -> int:

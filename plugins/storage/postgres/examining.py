@@ -12,7 +12,7 @@ import msgspec
 from kernel import Finding, Level, SchemaState
 from plugins.storage.postgres.budget import Budget, Room
 from plugins.storage.postgres.connecting import Connection, Target, connect
-from plugins.storage.schema import metadata
+from plugins.storage.schema import SEQUENCE, metadata
 
 OLDEST = 15
 MINORS = {15: 16, 16: 12, 17: 8, 18: 2}
@@ -31,13 +31,21 @@ SELECT current_setting('server_version_num')::int4 AS version,
        coalesce((SELECT bool_and(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
                                  AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
                    FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace
-                    AND c.relkind = 'r' AND c.relname = ANY($1::text[])), true) AS may_write,
+                    AND c.relkind = 'r' AND c.relname = ANY($1::text[])), true)
+         AND coalesce((SELECT bool_and(has_sequence_privilege(c.oid, 'USAGE'))
+                         FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace
+                          AND c.relkind = 'S' AND c.relname = $2), true) AS may_write,
+       coalesce((SELECT array_agg(c.relname::text ORDER BY c.relname)
+                   FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace
+                    AND c.relkind = 'r' AND c.relname = ANY($3::text[])), '{}') AS tables,
        current_setting('max_connections')::int4 AS max_connections,
        current_setting('superuser_reserved_connections')::int4
          + coalesce(current_setting('reserved_connections', true)::int4, 0) AS reserved,
        r.rolname AS role, r.rolconnlimit AS user_limit, d.datconnlimit AS database_limit,
        (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL
            AND coalesce(application_name, '') NOT LIKE 'pointsman-%')::int4 AS used,
+       (SELECT count(DISTINCT application_name) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name LIKE 'pointsman-listen:%')::int4 AS running,
        current_setting('fsync') AS fsync,
        current_setting('synchronous_commit') AS synchronous_commit,
        pg_notification_queue_usage()::float8 AS queue,
@@ -58,6 +66,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     may_create: bool
     may_write: bool
+    tables: list[str]
+    """Of the names that ours have, those that are there."""
     room: Room
     fsync: bool
     durable: bool
@@ -79,7 +89,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 async def facts(connection: Connection) -> Facts:
     before = time.time()
-    row = await connection.fetchrow(_LOOK, [*metadata.tables, "alembic_version"])
+    row = await connection.fetchrow(_LOOK, [*metadata.tables, "alembic_version"], SEQUENCE, [*metadata.tables])
     after = time.time()
     if row is None:
         raise asyncpg.InterfaceError("the server did not say who is connected to what")
@@ -91,12 +101,14 @@ async def facts(connection: Connection) -> Facts:
         role=row["role"],
         may_create=row["may_create"],
         may_write=row["may_write"],
+        tables=row["tables"],
         room=Room(
             max_connections=row["max_connections"],
             reserved=row["reserved"],
             user_limit=row["user_limit"] if row["user_limit"] >= 0 else None,
             database_limit=row["database_limit"] if row["database_limit"] >= 0 else None,
             used=max(0, row["used"]),
+            running=row["running"],
         ),
         fsync=row["fsync"] == "on",
         durable=row["synchronous_commit"] != "off",
@@ -151,12 +163,10 @@ def _budget(room: Room, budget: Budget) -> Finding:
     if room.offered < budget.needed:
         fix = f"lower storage.pool_max, or raise max_connections above {budget.needed + room.reserved}"
         return Finding(check="connections", level=Level.FAIL, told=f"not one hub fits: {budget}; {room}", fix=fix)
-    hubs = room.hubs(budget)
-    told = f"{budget}; {room}: {hubs} hubs fit"
-    if hubs < 2:
+    if room.hubs(budget) < max(2, room.running + 1):
         fix = "for more hubs raise max_connections, or lower storage.pool_max"
-        return Finding(check="connections", level=Level.WARN, told=told, fix=fix)
-    return Finding(check="connections", told=told)
+        return Finding(check="connections", level=Level.WARN, told=room.fits(budget), fix=fix)
+    return Finding(check="connections", told=room.fits(budget))
 
 
 def _weaknesses(found: Facts) -> Iterator[Finding]:
@@ -181,19 +191,24 @@ def _rights(found: Facts) -> Finding:
     """Whether this user may do what a hub does there."""
     if found.schema is None:
         told = "no schema of the search path exists, or this user may not use one"
-        fix = f"`GRANT USAGE, CREATE ON SCHEMA public TO {found.role}`"
+        fix = f"`GRANT USAGE, CREATE ON SCHEMA public TO {found.role}`, or correct its search_path, or that of the DSN"
         return Finding(check="rights", level=Level.FAIL, told=told, fix=fix)
-    where = f"ALL TABLES IN SCHEMA {found.schema} TO {found.role}"
+    where = f"IN SCHEMA {found.schema} TO {found.role}"
     return _finding(
         "rights",
         found.may_write,
         f"the user {found.role} may {'' if found.may_write else 'not '}read and write the tables in {found.schema}",
-        f"`GRANT SELECT, INSERT, UPDATE, DELETE ON {where}`, and USAGE on its sequences",
+        f"`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES {where}` and `GRANT USAGE ON ALL SEQUENCES {where}`",
     )
 
 
 def migratable(found: Facts, schema: SchemaState) -> Finding:
     """Whether this user may make what is missing in the schema."""
+    if found.schema is None:
+        return Finding(check="migration", told="there is no schema to look at")
+    if schema.found is None and found.tables:
+        told = f"schema {found.schema} has tables of another program, in the way of ours: {', '.join(found.tables)}"
+        return Finding(check="migration", level=Level.FAIL, told=told, fix="give the hubs a database of their own")
     if schema.found == schema.wanted or not schema.known:
         return Finding(check="migration", told="none is needed")
     return _finding(

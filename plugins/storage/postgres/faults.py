@@ -40,7 +40,10 @@ _REPEATABLE = (pg.SerializationError, pg.DeadlockDetectedError, pg.InvalidCached
 
 _WHY: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (pg.ReadOnlySQLTransactionError, "the server takes no writes, it is a standby or became one"),
-    (pg.TargetServerAttributeNotMatched, "it is a read-only standby"),
+    (
+        pg.TargetServerAttributeNotMatched,
+        "it is a read-only standby, or default_transaction_read_only is on for this user or this database",
+    ),
     ((pg.AdminShutdownError, pg.CrashShutdownError), "the server ended the connection"),
     (pg.IdleInTransactionSessionTimeoutError, "the server ended a transaction that this hub left waiting"),
     (pg.CannotConnectNowError, "the server is starting up or shutting down"),
@@ -62,6 +65,8 @@ _WHY: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], .
     (TimeoutError, "no answer within server.database_deadline"),
 )
 """The first that fits is told."""
+_SAID = (TimeoutError, pg.TargetServerAttributeNotMatched)
+"""The driver's, not the server's: ours say more."""
 
 
 class Unreachable(StorageUnavailable):
@@ -126,7 +131,7 @@ def why(fault: BaseException) -> str:
     """What happened, for people: our words, then the server's."""
     words = next((words for kind, words in _WHY if isinstance(fault, kind)), None)
     said = _said(fault)
-    return said if words is None else words if isinstance(fault, TimeoutError) else f"{words} ({said})"
+    return said if words is None else words if isinstance(fault, _SAID) else f"{words} ({said})"
 
 
 def _said(fault: BaseException) -> str:

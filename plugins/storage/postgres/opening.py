@@ -68,7 +68,7 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
     except Unreachable as fault:
         raise unusable(target, fault) from fault
     await migrate(target, node_id, found)
-    log.info("connections: %s; %s: %d such hubs fit", budget, found.room, found.room.hubs(budget))
+    log.info("connections: %s", found.room.fits(budget))
 
 
 def _heeded(finding: Finding) -> None:

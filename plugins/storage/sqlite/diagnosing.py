@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kernel import SYSTEM, Finding, Level, Misconfigured, Settings
+from kernel import SYSTEM, Finding, Level, Misconfigured, Settings, known_secret
 from plugins.storage.affairs import affairs, schema_finding
 from plugins.storage.sqlite.faults import unusable
 from plugins.storage.sqlite.files import connect_reader
@@ -66,7 +66,7 @@ def _affairs(place: Path, settings: Settings) -> Iterator[Finding]:
         connection = connect_reader(place.resolve(), 1.0)
         try:
             with engine_on(connection).connect() as joined:
-                yield from affairs(joined, SYSTEM.now(), settings.node.lost_after)
+                yield from affairs(joined, SYSTEM.now(), settings.node.lost_after, known_secret())
         finally:
             connection.close()
     except (sqlite3.Error, sa.exc.DBAPIError) as fault:
