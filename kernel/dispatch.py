@@ -28,7 +28,7 @@ from kernel.plan import Planned, Planner
 from kernel.pulse import Pulse
 from kernel.route import Route, RouteRequest, direct_applies
 from kernel.routing import Decided, Routing
-from kernel.signals import BusState, SignalKind, Signals
+from kernel.signals import BusState, Signals
 from kernel.storage import Cancelled, IdempotencyKey, NewIntent, Recorded, Recording, Storage
 from kernel.tunnel import Outcome
 from kernel.waiters import Waiter, Waiters
@@ -224,12 +224,6 @@ class Dispatcher:
         """Those who wait for it may do so on the hub that accepted it."""
         self._waiters.ended(intent)
         self._notices.ended(intent)
-
-    def wake(self, broker_id: str) -> None:
-        self._notices.wake(broker_id)
-
-    def tell_holder(self, broker_id: str, kind: SignalKind, *session_ids: str) -> None:
-        self._notices.tell_holder(broker_id, kind, *session_ids)
 
 
 def _wait(call: Call, intent: Intent) -> float | None:

@@ -220,6 +220,7 @@ def _app(hub: Hub) -> Any:
             host=hub,
             hooks=hub.loaded.hooks,
             dispatcher=story.dispatcher,
+            notices=story.notices,
             observer=hub.ground.observer,
             links=story.links,
             directs=story.directs,

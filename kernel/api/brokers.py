@@ -152,7 +152,7 @@ class Brokers:
         edited = await self._edge.storage.edit_broker(edit)
         if body.endpoint is not None:
             await self._edge.directs.moved(row.id)
-            self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
+            self._edge.notices.tell_holder(row.id, SignalKind.CHANGED)
         tell(resp, shapes.broker(edited))
 
     @route(action="broker.delete", access="user")
@@ -160,7 +160,7 @@ class Brokers:
         row = await self._owned(req.principal, broker)
         await self._edge.storage.delete_broker(row.id)
         self._edge.links.hang_up(row.id, wire.Close.DELETED, "deleted")
-        self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
+        self._edge.notices.tell_holder(row.id, SignalKind.CHANGED)
         resp.status = 204
 
     @route(action="broker.pause", access="user")
@@ -175,8 +175,8 @@ class Brokers:
         row = await self._owned(req.principal, broker)
         edited = await self._edge.storage.edit_broker(BrokerEdit(broker_id=row.id, paused=paused))
         self._edge.links.pause(row.id, paused=paused)
-        self._edge.dispatcher.tell_holder(row.id, SignalKind.CHANGED)
-        self._edge.dispatcher.wake(row.id)
+        self._edge.notices.tell_holder(row.id, SignalKind.CHANGED)
+        self._edge.notices.wake(row.id)
         tell(resp, shapes.broker(edited))
 
     @route(action="broker.heartbeat", access="broker", body=Heartbeat)
@@ -214,7 +214,7 @@ class Join:
         self._limits.joins.note(req.peer)
         self._edge.links.hang_up(joined.id, wire.Close.DELETED, "secret_revoked")
         if joined.connected_session_id:
-            self._edge.dispatcher.tell_holder(joined.id, SignalKind.REVOKED, joined.connected_session_id)
+            self._edge.notices.tell_holder(joined.id, SignalKind.REVOKED, joined.connected_session_id)
         answer = {
             "secretKey": base64.b64encode(secret).decode(),
             "hubEndpoint": self._edge.host.address(),

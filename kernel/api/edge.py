@@ -16,6 +16,7 @@ from kernel.hooks import Hooks
 from kernel.host import Host
 from kernel.links import Links
 from kernel.loader import PluginRow
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.reports import Reports
 from kernel.storage import Storage
@@ -38,6 +39,7 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     host: Host
     hooks: Hooks
     dispatcher: Dispatcher
+    notices: Notices
     observer: Observer
     links: Links
     directs: Directs
