@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from kernel.errors import (
     Misbehaved,
     Misconfigured,
     NotFound,
+    OutcomeUnknown,
     PayloadTooLarge,
     PointsmanError,
     StorageUnavailable,
@@ -31,6 +33,8 @@ from kernel.link import Exchange
 from kernel.observe import Observer
 from kernel.storage import Agents, AgentView
 from kernel.tunnel import RUNS, Answer, Outcome, Subject, call_for, outcome_of
+
+log = logging.getLogger(__name__)
 
 
 class Hooks(Protocol):
@@ -70,7 +74,8 @@ class Attempts:
         """Seconds past the deadline in which a broker that was told to stop may still answer."""
 
     async def make(self, work: Work) -> Outcome:
-        """Never raises but for cancellation: whatever goes wrong is an outcome."""
+        """Never raises but for cancellation: whatever goes wrong is an outcome. What nobody foresaw is one too: a hub
+        that ended of it would hand it on to the next."""
         outcome = await self._made(work)
         if work.cancelled and outcome.kind in ("later", "dropped"):
             return _ended_unsent(
@@ -89,6 +94,9 @@ class Attempts:
             return _refused(work, "plugin_fault", fault)
         except PointsmanError as fault:
             return _refused(work, fault.code, fault)
+        except Exception:
+            log.exception("dispatch %s met a fault of this hub", work.intent.id)
+            return _broke(work)
 
     def _not_sent(self, work: Work) -> Outcome | None:
         """Why it must not be sent at all: its link is gone, a caller cancelled it, its time is over, or not now: its
@@ -247,6 +255,14 @@ def _ended_unsent(work: Work, state: State, code: str, message: str, status: int
         message = f"{message}, but an earlier attempt may have been carried out"
     error = Failure(code=code, message=message, status=status)
     return Outcome(kind="end", reason=code if state is State.CANCELLED else "deadline", state=state, error=error)
+
+
+def _broke(work: Work) -> Outcome:
+    fault = PointsmanError("something went wrong in the hub; its log says what")
+    if work.exchange is None:
+        return _refused(work, fault.code, fault)
+    error = OutcomeUnknown(f"it was sent, and then {fault.message}: it may or may not have happened").as_failure()
+    return Outcome(kind="end", reason=fault.code, state=State.FAILED, error=error)
 
 
 def _silent() -> Outcome:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 OPS = frozenset(Op)
 """The operations that this node knows; a claim names them (design/dispatch.md, mixed versions)."""
+UNFORESEEN = 5.0
+"""Seconds until a claim is tried again that met a fault of ours."""
 NOTE_EVERY = 1.0
 """Seconds after which the row of something slow tells that it was sent or accepted."""
 
@@ -54,6 +56,8 @@ class Drain:
         self._lazy = lazy
         self._woken: dict[Link, float | None] = {}
         """The links for which a task claims, and when they were woken first since it last began to."""
+        self._failing: set[Link] = set()
+        """The links of which it was said that nothing can be claimed."""
         self._hints: dict[Link, set[IntentId] | None] = {}
         """What they were woken for; None: for anything of their broker's."""
 
@@ -93,17 +97,31 @@ class Drain:
         finally:
             del self._woken[link]
             self._hints.pop(link, None)
+            if not link.open:
+                self._failing.discard(link)
 
     async def _try_claim(self, link: Link, hints: set[IntentId] | None) -> None:
         try:
             if link.doubted:
                 await self._recovery.agree(link)
             await self._claim_all(link, hints)
-        except StorageUnavailable:
-            log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
+        except Exception as fault:  # noqa: BLE001 - a row that cannot be read ends no hub: it would end the next one too
+            self._say_failed(link, fault)
             link.doubted = True  # what it was asked for it may have done
-            await anyio.sleep(self._clock.jitter(0.5))
+            await anyio.sleep(self._clock.jitter(0.5 if isinstance(fault, StorageUnavailable) else UNFORESEEN))
             link.wake()
+        else:
+            self._failing.discard(link)
+
+    def _say_failed(self, link: Link, fault: Exception) -> None:
+        """Once, until it goes well again."""
+        if link in self._failing:
+            return
+        self._failing.add(link)
+        if isinstance(fault, StorageUnavailable):
+            log.warning("nothing claimed for broker %s: the database does not answer", link.session.broker_id)
+        else:
+            log.error("nothing claimed for broker %s", link.session.broker_id, exc_info=fault)
 
     async def _claim_all(self, link: Link, hints: set[IntentId] | None) -> None:
         """Claim until nothing is left or the window is full; a work that ends wakes the link again."""

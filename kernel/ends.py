@@ -12,7 +12,7 @@ import msgspec
 
 from kernel.agent import AgentChange, Phase
 from kernel.clock import Clock
-from kernel.errors import OutcomeUnrecorded, PointsmanError, RuntimeFailed, StorageUnavailable
+from kernel.errors import OutcomeUnknown, OutcomeUnrecorded, PointsmanError, RuntimeFailed, StorageUnavailable
 from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
 from kernel.link import Link
@@ -30,6 +30,8 @@ PATIENCE = 5.0
 """Seconds after which a caller is told that the answer could not be stored yet."""
 RETRIES = 300.0
 """Seconds for which the node goes on trying to store it."""
+UNSTORABLE = "unstorable"
+"""Why an end is not the one that the broker gave."""
 UNWRITTEN = "it goes on, but the database does not answer and nothing is written of it yet: ask for the dispatch again"
 
 
@@ -74,8 +76,8 @@ class Ends:
                         break
                 except StorageUnavailable:
                     pass
-                except PointsmanError as fault:
-                    outcome = self._unstorable(work, fault)
+                except Exception as fault:  # noqa: BLE001 - a hub that ended of it would hand it on to the next
+                    outcome = self._unstorable(work, outcome, fault)
                 await anyio.sleep(self._clock.jitter(pause))
                 pause = min(2.0, pause * 2)
             waited = self._clock.monotonic() - started
@@ -139,11 +141,17 @@ class Ends:
             self._waiters.ended(settled.intent, settled.agent)
             self._tell_entry(settled.intent)
 
-    def _unstorable(self, work: Work, fault: PointsmanError) -> Outcome:
-        """The database refuses this very end: what is stored instead holds nothing that the broker said."""
-        log.error("the end of dispatch %s cannot be stored as it is: %s", work.intent.id, fault.message)
-        error = RuntimeFailed(f"the broker's answer cannot be stored: {fault.message}").as_failure()
-        return Outcome(kind="end", reason="unstorable", state=State.FAILED, error=error)
+    def _unstorable(self, work: Work, outcome: Outcome, fault: Exception) -> Outcome:
+        """The database refuses this very end: what is stored instead holds nothing that the broker said. What it did
+        is not undone by that, so nobody is told that it failed."""
+        if outcome.reason == UNSTORABLE:
+            return outcome
+        foreseen = isinstance(fault, PointsmanError)
+        log.error("the end of dispatch %s cannot be stored as it is: %s", work.intent.id, fault, exc_info=not foreseen)
+        told = "the broker's answer cannot be stored" + (f": {fault}" if foreseen else "")
+        done = outcome.kind == "end" and outcome.state is State.DONE
+        error = OutcomeUnknown(f"{told}; it did it: look at the agent") if done else RuntimeFailed(told)
+        return Outcome(kind="end", reason=UNSTORABLE, state=State.FAILED, error=error.as_failure())
 
     async def _write(self, work: Work, outcome: Outcome) -> Settled | None:
         """None: nothing was to be written here, since whoever took the session away puts the row back."""

@@ -26,6 +26,8 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """By (op, state)."""
     stuck_messages: int
     late_ends: int
+    untold: int
+    """Transitions and measures that came faster than exporters took them."""
     links_closed: dict[int, int]
     """By close code."""
     links_refused: dict[int, int]

@@ -11,7 +11,9 @@ import anyio
 from kernel.latch import Latch
 from kernel.transition import Transition
 
-MOST_PENDING = 10_000
+MOST_PENDING = 50_000
+MOST_MEASURES = 10_000
+"""What stages and requests took is dropped long before a transition is: of those each one counts."""
 
 
 class Teller(Protocol):
@@ -31,21 +33,22 @@ class Observer:
         self._pending: deque[tuple[Teller, tuple[object, ...]]] = deque()
         self._arrived = Latch()
         self.dropped = 0
+        """What no exporter was told of."""
 
     def tell(self, transitions: Iterable[Transition]) -> None:
         for transition in transitions:
-            self._put(self._transition, transition)
+            self._put(MOST_PENDING, self._transition, transition)
 
     def stage(self, name: str, seconds: float) -> None:
         """One stage of a dispatch took this long: authenticate, route, record, claim, resolve, send, answer, …"""
-        self._put(self._stage, name, seconds)
+        self._put(MOST_MEASURES, self._stage, name, seconds)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """An HTTP request was answered; `route` is its template."""
-        self._put(self._request, route, method, status, seconds)
+        self._put(MOST_MEASURES, self._request, route, method, status, seconds)
 
-    def _put(self, teller: Teller, *arguments: object) -> None:
-        if len(self._pending) >= MOST_PENDING:
+    def _put(self, most: int, teller: Teller, *arguments: object) -> None:
+        if len(self._pending) >= most:
             self.dropped += 1
             return
         self._pending.append((teller, arguments))

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from kernel.agent import Agent, AgentChange, Phase
+from kernel.clock import is_uuid
 from kernel.environment import Environment
 from kernel.errors import Failure, RuntimeFailed
 from kernel.intent import STARTS, Intent, Op, State
@@ -294,7 +295,7 @@ def _change(intent: Intent, status: int, said: Any) -> AgentChange | None:
     told = told if isinstance(told, dict) else {}
     return AgentChange(
         phase=_phase(intent, said, told),
-        run_id=(_text(told.get("runId")) or intent.run_id) if intent.op in RUNS else None,
+        run_id=_run(told, intent) if intent.op in RUNS else None,
         activity=_text(told.get("activity")),
         image=_text(told.get("image")),
         runtime=_text(told.get("runtime")),
@@ -318,6 +319,12 @@ def _phase(intent: Intent, said: Any, told: dict[str, Any]) -> Phase:
     if intent.op is Op.CREATE and intent.args.get("provisionOnly"):
         return Phase.CREATED
     return PHASES_OF_OPS[intent.op]
+
+
+def _run(told: dict[str, Any], intent: Intent) -> str | None:
+    """The broker's own run, when it names one in the one form of ids."""
+    named = _text(told.get("runId"))
+    return named if named and is_uuid(named) else intent.run_id
 
 
 def _text(value: Any) -> str | None:

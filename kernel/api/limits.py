@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from kernel.clock import Clock
 from kernel.config.quantity import Rate
@@ -20,7 +20,7 @@ class Recent:
         self._clock = clock
         self._count = count
         self._seconds = seconds
-        self._names: OrderedDict[str, list[float]] = OrderedDict()
+        self._names: OrderedDict[str, deque[float]] = OrderedDict()
 
     def check(self, name: str) -> None:
         """Raises: RateLimited when `name` has used up what it may do now."""
@@ -33,9 +33,11 @@ class Recent:
             raise RateLimited(told, retry_after=left)
 
     def note(self, name: str) -> None:
-        times = self._names.setdefault(name, [])
-        times.append(self._clock.monotonic())
-        del times[: -self._count]
+        now = self._clock.monotonic()
+        times = self._names.setdefault(name, deque(maxlen=self._count))
+        while times and times[0] + self._seconds <= now:
+            times.popleft()
+        times.append(now)
         self._names.move_to_end(name)
         if len(self._names) > MOST_NAMES:
             self._names.popitem(last=False)

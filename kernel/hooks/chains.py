@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -73,8 +73,10 @@ class Chain:
         told, value, late = "", None, False
         try:
             value = voice.call(*arguments)
-            if inspect.iscoroutine(value):
+            if hasattr(type(value), "__await__"):
                 value, late = await self._in_time(value)
+            elif (took := self._monotonic() - started) > self._breaker.settings.slow:
+                self._breaker.fault(voice, f"held the hub up for {took:.3f} s: where it waits it has to be async,")
             if late or self._monotonic() - started > self._deadline:
                 told = f"took more than {self._deadline:g} s"
         except self.rule.passes:
@@ -89,7 +91,7 @@ class Chain:
             return value
         raise Misbehaved(_complaint(voice, cause), plugin=voice.plugin, hook=voice.hook) from cause
 
-    async def _in_time(self, waits: Coroutine[Any, Any, Any]) -> tuple[Any, bool]:
+    async def _in_time(self, waits: Awaitable[Any]) -> tuple[Any, bool]:
         """What it gives, and whether it was cut off."""
         value = None
         with anyio.move_on_after(self._deadline) as scope:

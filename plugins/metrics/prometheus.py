@@ -104,6 +104,7 @@ class Levels(Collector):
         yield _gauge("bus_roundtrip_seconds", "What the bus's last probe of itself took.", seen.bus_roundtrip)
         yield _gauge("storage_batch", "Transactions in the storage's last commit.", seen.storage_batch)
         yield _counter("bus_reconnects", "How often the bus's listener had to connect again.", seen.bus_reconnects)
+        yield _counter("untold", "Transitions and measures that came faster than they could be counted.", seen.untold)
         yield _counter("late_ends", "Ends that came when somebody else owned the dispatch.", seen.late_ends)
         yield from _labelled(seen)
 

@@ -53,6 +53,15 @@ def test_the_window_slides(clock: Held) -> None:
         recent.check("a")
 
 
+def test_what_is_past_is_not_kept(clock: Held) -> None:
+    recent = Recent(clock, 1000, 60.0)
+    for _ in range(500):
+        recent.note("a")
+    clock.time += 60.0
+    recent.note("a")
+    assert len(recent._names["a"]) == 1
+
+
 def test_one_name_does_not_use_up_anothers(clock: Held) -> None:
     recent = Recent(clock, 1, 60.0)
     recent.note("a")

@@ -15,6 +15,7 @@ from kernel.environment import Environment, Secret
 from kernel.hooks import Answer
 from kernel.intent import Intent, IntentId, Lane, Op, State
 from kernel.lanes import Work
+from kernel.link import Exchange
 from kernel.observe import Observer
 from kernel.project import Project
 from kernel.storage import AgentView
@@ -39,7 +40,14 @@ class Resolves:
         return [Answer(self._answer, "theirs")]
 
 
-async def made(answer: Any) -> Outcome:
+class Breaks(Resolves):
+    """Something in this hub goes wrong that nobody foresaw."""
+
+    async def call(self, *_: object) -> Outcome:
+        raise RuntimeError("a slip of ours")
+
+
+async def made(answer: Any, *, hooks: Any = None, sent: bool = False) -> Outcome:
     agent = Agent(id=AgentId("a"), slug="a", name="a", project_id="p", phase=Phase.CREATED)
     view = AgentView(agent=agent, project=Project(id="p", name="p", slug="p"), broker=None, waiting=frozenset())
     intent = Intent(
@@ -50,10 +58,13 @@ async def made(answer: Any) -> Outcome:
     link: Any = SimpleNamespace(open=True, paused=False)
     nobody: Any = None
     attempts = Attempts(
-        hooks=Resolves(answer), agents=nobody, keyring=nobody, clock=SYSTEM, mint=lambda *_: "", address=lambda: "",
-        observer=Observer(Silent(), Silent(), Silent()), late_grace=1.0, message_attempts=3,
+        hooks=hooks or Resolves(answer), agents=nobody, keyring=nobody, clock=SYSTEM, mint=lambda *_: "",
+        address=lambda: "", observer=Observer(Silent(), Silent(), Silent()), late_grace=1.0, message_attempts=3,
     )  # fmt: skip
-    return await attempts.make(Work(intent=intent, link=link, until=SYSTEM.monotonic() + 30, view=view))
+    work = Work(intent=intent, link=link, until=SYSTEM.monotonic() + 30, view=view)
+    if sent:
+        work.exchange = Exchange(intent.id, 0.0)
+    return await attempts.make(work)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +84,12 @@ async def test_what_cannot_be_sent_ends_the_intent_and_names_the_plugin(answer: 
     assert outcome.error is not None
     assert "plugin theirs answered resolve_environment with" in outcome.error.message
     assert "8080" not in outcome.error.message
+
+
+@pytest.mark.parametrize(("sent", "code"), [(False, "internal_error"), (True, "outcome_unknown")])
+async def test_a_fault_of_the_hub_ends_its_dispatch_and_not_the_hub(sent: bool, code: str) -> None:
+    outcome = await made(None, hooks=Breaks(Environment()), sent=sent)
+    assert (outcome.kind, outcome.state, outcome.reason) == ("end", State.FAILED, "internal_error")
+    assert outcome.error is not None
+    assert outcome.error.code == code
+    assert "a slip" not in outcome.error.message

@@ -110,31 +110,74 @@ async def until(true: Callable[[], bool]) -> None:
             await anyio.sleep(0.005)
 
 
+class Agrees:
+    """What a crash may have undone, of a database that never crashed."""
+
+    async def agree(self, link: Link) -> None:
+        link.doubted = False
+
+
+def a_drain(tasks: TaskGroup, storage: Any, recovery: Any) -> Drain:
+    links = Links(
+        storage=storage,
+        node_id=NodeId("n"),
+        clock=SYSTEM,
+        settings=Settings().channel,
+        window=2,
+        tells_conflict=lambda _: None,
+    )
+    return Drain(
+        storage=storage,
+        links=links,
+        lanes=Bench(tasks).lanes,
+        recovery=recovery,
+        observer=Observer(Silent(), Silent(), Silent()),
+        clock=SYSTEM,
+        tasks=tasks,
+        lazy=lambda _: False,
+    )
+
+
 async def test_a_link_that_is_gone_leaves_no_task_behind() -> None:
     link = a_link()
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
-            links = Links(
-                storage=None,  # type: ignore[arg-type]
-                node_id=NodeId("n"),
-                clock=SYSTEM,
-                settings=Settings().channel,
-                window=2,
-                tells_conflict=lambda _: None,
-            )
-            drain = Drain(
-                storage=NothingWaits(),  # type: ignore[arg-type]
-                links=links,
-                lanes=Bench(tasks).lanes,
-                recovery=None,  # type: ignore[arg-type]
-                observer=Observer(Silent(), Silent(), Silent()),
-                clock=SYSTEM,
-                tasks=tasks,
-                lazy=lambda _: False,
-            )
-            drain.start(link)
+            a_drain(tasks, NothingWaits(), None).start(link)
             await anyio.sleep(0.05)
             link.lose()
+
+
+class Unreadable:
+    """A storage whose claim meets a row that it cannot read, until somebody has mended it."""
+
+    def __init__(self) -> None:
+        self.mended = False
+        self.asked = 0
+
+    async def claim(self, _: Any) -> Claims:
+        self.asked += 1
+        if not self.mended:
+            raise ValueError("this is no state")
+        return Claims(now=SYSTEM.now())
+
+
+async def test_a_row_that_cannot_be_read_ends_no_hub(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kernel.drain.UNFORESEEN", 0.01)
+    storage, link = Unreadable(), a_link()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            drain = a_drain(tasks, storage, Agrees())
+            drain.start(link)
+            await until(lambda: storage.asked > 3)
+            storage.mended = True
+            before = storage.asked
+            await until(lambda: storage.asked > before)
+            await anyio.sleep(0.05)
+            assert storage.asked == before + 1, "it goes well, so nobody asks again"
+            link.lose()
+    assert [record.message for record in caplog.records] == ["nothing claimed for broker b"]
 
 
 async def test_what_waits_in_a_lane_wants_no_place_yet() -> None:

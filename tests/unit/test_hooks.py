@@ -300,6 +300,16 @@ async def test_plugin_that_blocks_its_asynchronous_hook_is_counted() -> None:
             await plugged("authorize", one).authorize.ask(object(), "agent.start", object())
 
 
+async def test_plain_function_that_holds_the_hub_up_is_counted_and_heard() -> None:
+    def slow(_: object) -> Principal:
+        time.sleep(0.3)
+        return SOMEBODY
+
+    hooks = plugged("authenticate", slow)  # it may take ten seconds, when it waits
+    assert await hooks.authenticate.ask(object()) == Answer(SOMEBODY, "p0")
+    assert faults(hooks) == {"p0": 1}
+
+
 async def test_cancellation_passes_through_a_hook_untouched() -> None:
     hooks = plugged("authenticate", sleeps)
     with anyio.move_on_after(0.05) as scope:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from kernel.agent import Agent, AgentId, Phase
-from kernel.clock import Instant
+from kernel.clock import SYSTEM, Instant
 from kernel.intent import Intent, IntentId, Op, State, lane_of
 from kernel.project import Project
 from kernel.tunnel import Answer, Subject, call_for, outcome_of
@@ -187,7 +187,12 @@ def test_only_the_operations_that_make_a_run_store_one() -> None:
 
 def test_the_run_that_the_broker_names_is_the_one_that_is_stored() -> None:
     """A start of an agent that runs leaves it under its old run, which it goes on to report under."""
-    assert answered(Op.START, 200, {"agent": {"phase": "running", "runId": "run-0"}}).change.run_id == "run-0"
+    older = SYSTEM.uuid7()
+    assert answered(Op.START, 200, {"agent": {"phase": "running", "runId": older}}).change.run_id == older
+
+
+def test_a_run_that_is_no_uuid_is_not_one_of_ours() -> None:
+    assert answered(Op.START, 200, {"agent": {"phase": "running", "runId": "run-0"}}).change.run_id == "run-1"
 
 
 def test_an_outcome_is_a_value() -> None:
