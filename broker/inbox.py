@@ -195,7 +195,7 @@ class Inbox:
             for step in steps:
                 step.result = step.work(self._file)
             self._file.execute("COMMIT")
-        except sqlite3.Error as fault:
+        except (sqlite3.Error, OverflowError) as fault:  # a number that is too large for a column is no number of ours
             with contextlib.suppress(sqlite3.Error):
                 self._file.execute("ROLLBACK")
             for step in steps:

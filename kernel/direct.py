@@ -110,7 +110,8 @@ class Caller:
                 return wire.Response(
                     request_id=request.request_id, status_code=got.status_code, headers=dict(got.headers), body=body
                 )
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError) as fault:
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError, RuntimeError) as fault:
+            # a RuntimeError: this hub has closed its client, for it stops
             raise Unreached(f"{base} cannot be reached: {str(fault) or type(fault).__name__}") from fault
 
     async def _body(self, got: httpx2.Response) -> bytes:

@@ -166,6 +166,12 @@ def contradictions(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     for key, period in _periods(settings):
         if not period:
             yield (key,), "expected more than nothing, found 0s: without a pause this would never rest"
+    for key, deadline in (
+        ("server.head_deadline", server.head_deadline),
+        ("server.database_deadline", server.database_deadline),
+    ):
+        if not deadline:
+            yield (key,), "expected more than nothing, found 0s: nothing would ever be in time"
 
 
 def _periods(settings: Settings) -> Iterator[tuple[str, float]]:

@@ -120,6 +120,13 @@ async def test_a_locked_file_is_waited_for_and_then_told(tmp_path: Path) -> None
         await inbox.begin("d", STOP, Changes(), 0)
 
 
+async def test_a_number_that_no_column_holds_is_told_and_the_inbox_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as inbox:
+        with pytest.raises(Unkept, match="too large"):
+            await inbox.begin("d", STOP, Changes(), 2**63)
+        await inbox.begin("d", STOP, Changes(), 0)
+
+
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "inbox.db").write_text("not a database, but long enough to be looked at as one" * 50)
     with pytest.raises(Unkept, match="cannot be opened"):

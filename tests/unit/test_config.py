@@ -308,6 +308,7 @@ def test_set_refuses_a_short_name_that_two_plugins_go_by(file: Path) -> None:
         ("storage: {pool_max: 1}", "expected at most storage.pool_max (1), found 2"),
         ("dispatch: {window: 0}", "dispatch.window: expected 1 or more, found 0"),
         ("sweep: {stuck: 0s}", "sweep.stuck: expected more than nothing, found 0s"),
+        ("server: {database_deadline: 0s}", "server.database_deadline: expected more than nothing, found 0s"),
     ],
 )
 def test_contradiction_is_told(file: Path, text: str, told: str) -> None:

@@ -146,6 +146,15 @@ async def held(endpoint: Endpoint) -> Any:
     await caller.close()
 
 
+async def test_a_hub_that_stops_reaches_nobody(endpoint: Endpoint) -> None:
+    caller = Caller(CHANNEL)
+    request = wire.Request(request_id="r", method="GET", path="/api/v1/nothing")
+    await caller.ask(endpoint.url, request)
+    await caller.close()
+    with pytest.raises(Unreached, match="closed"):
+        await caller.ask(endpoint.url, request)
+
+
 async def test_what_a_request_says_of_its_dispatch_is_signed(endpoint: Endpoint, held: Held) -> None:
     endpoint.told("/api/v1/agents/a/stop", 200, {"phase": "stopped"})
     request_id = await held.ask("/api/v1/agents/a/stop", X_Dispatch_Epoch="42", X_Agent_Id="a")
