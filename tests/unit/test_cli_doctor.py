@@ -251,6 +251,18 @@ def test_the_budget_says_how_many_hubs_fit(room: Room, hubs: int) -> None:
     assert level is (Level.OK if hubs > 1 else Level.WARN if hubs else Level.FAIL)
 
 
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"max_connections": 20}, "raise max_connections to 28 or more"),
+        ({"user_limit": 8}, "raise the CONNECTION LIMIT of the user to 25 or more"),
+        ({"database_limit": 8}, "raise the CONNECTION LIMIT of the database to 25 or more"),
+    ],
+)
+def test_the_limit_that_is_too_low_is_the_one_to_raise(changes: dict[str, int], fix: str) -> None:
+    assert fix in of(room=msgspec.structs.replace(GOOD.room, **changes))["connections"].fix
+
+
 @pytest.mark.parametrize(("running", "level"), [(2, Level.OK), (3, Level.WARN), (4, Level.WARN)])
 def test_one_hub_more_than_fit_is_told_before_it_starts(running: int, level: Level) -> None:
     finding = of(room=msgspec.structs.replace(GOOD.room, running=running))["connections"]

@@ -42,6 +42,15 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         limits = (self.max_connections - self.reserved, self.user_limit, self.database_limit)
         return min(limit for limit in limits if limit is not None)
 
+    @property
+    def narrowest(self) -> str:
+        """The setting that lets no more than `offered` be."""
+        named = {
+            "the CONNECTION LIMIT of the user": self.user_limit,
+            "the CONNECTION LIMIT of the database": self.database_limit,
+        }
+        return next((name for name, limit in named.items() if limit == self.offered), "max_connections")
+
     def hubs(self, budget: Budget) -> int:
         """How many fit, beside the connections that others have now."""
         return max(0, (self.offered - self.used) // budget.needed)

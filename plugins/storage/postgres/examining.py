@@ -161,10 +161,11 @@ def _version(found: Facts) -> Finding:
 
 def _budget(room: Room, budget: Budget) -> Finding:
     if room.offered < budget.needed:
-        fix = f"lower storage.pool_max, or raise max_connections above {budget.needed + room.reserved}"
+        reserved = room.reserved if room.narrowest == "max_connections" else 0
+        fix = f"lower storage.pool_max, or raise {room.narrowest} to {budget.needed + reserved} or more"
         return Finding(check="connections", level=Level.FAIL, told=f"not one hub fits: {budget}; {room}", fix=fix)
     if room.hubs(budget) < max(2, room.running + 1):
-        fix = "for more hubs raise max_connections, or lower storage.pool_max"
+        fix = f"for more hubs raise {room.narrowest}, or lower storage.pool_max"
         return Finding(check="connections", level=Level.WARN, told=room.fits(budget), fix=fix)
     return Finding(check="connections", told=room.fits(budget))
 

@@ -73,7 +73,10 @@ def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
         case pg.UndefinedObjectError() | pg.InvalidParameterValueError() | pg.CantChangeRuntimeParamError():
             return f"leave that parameter out of {setting}"
         case pg.TooManyConnectionsError():
-            return "raise max_connections, lower storage.pool_max, or run fewer hubs"
+            return (
+                f"raise max_connections, or the CONNECTION LIMIT of {dsn.user} or of the database, or lower "
+                "storage.pool_max, or run fewer hubs"
+            )
         case pg.TargetServerAttributeNotMatched():
             return (
                 f"name the primary in {setting}, or all servers with a comma between them; if it is the primary, "
