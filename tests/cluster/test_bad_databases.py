@@ -331,6 +331,11 @@ def test_listen_dsn_that_is_a_pooler(tmp_path: Path, postgres_dsn: str, pooler: 
     refuses(tmp_path, Bad(postgres_dsn, (listen,)), "pooler", "`listen_dsn` of the plugin postgres lead to the server")
 
 
+def test_listen_dsn_that_cannot_be_read(tmp_path: Path) -> None:
+    listen = "plugins.postgres.listen_dsn=db.internal"
+    refuses(tmp_path, Bad("postgresql://hub@127.0.0.1:9/hub", (listen,)), "`listen_dsn` of the plugin postgres cannot")
+
+
 def test_listen_dsn_of_another_database(tmp_path: Path, postgres: Server, postgres_dsn: str) -> None:
     bad = Bad(postgres_dsn, (f"plugins.postgres.listen_dsn={postgres.dsn()}",))
     refuses(tmp_path, bad, "is not heard over `listen_dsn`", "lead to the same database")

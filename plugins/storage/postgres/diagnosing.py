@@ -17,7 +17,7 @@ from plugins.storage.postgres.connecting import Target
 from plugins.storage.postgres.engine import engine_to
 from plugins.storage.postgres.examining import Facts, echoes, judged, migratable
 from plugins.storage.postgres.faults import FAULTS, Unreachable, beneath, why
-from plugins.storage.postgres.opening import key_of, looked_at, schema_of
+from plugins.storage.postgres.opening import key_of, looked_at, readable, schema_of
 from plugins.storage.postgres.refusals import refused
 
 
@@ -51,8 +51,7 @@ def _secret() -> list[Finding]:
 
 async def _of_the_server(target: Target, settings: Settings) -> AsyncIterator[Finding]:
     """Raises: Misconfigured, Unreachable, and what the driver raises."""
-    address = target.address()
-    target.address(listen=True)
+    address = readable(target)
     node_id = str(uuid4())
     facts = await looked_at(target, node_id)
     yield Finding(check="database", told=f"{address} answers")

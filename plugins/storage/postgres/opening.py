@@ -20,6 +20,7 @@ from kernel import Finding, Level, Misconfigured, NodeId, SchemaState, Settings
 from plugins.storage import migrations
 from plugins.storage.postgres.budget import Budget
 from plugins.storage.postgres.connecting import Target, connect
+from plugins.storage.postgres.dsn import Dsn
 from plugins.storage.postgres.engine import engine_to
 from plugins.storage.postgres.examining import Facts, echoes, facts, judged, migratable
 from plugins.storage.postgres.faults import FAULTS, Unreachable, beneath, why
@@ -54,8 +55,7 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
 
     Raises: Misconfigured.
     """
-    target.address()
-    target.address(listen=True)
+    readable(target)
     found = await _reached(target, node_id)
     for finding in judged(found, budget, target):
         _heeded(finding)
@@ -69,6 +69,16 @@ async def ready(target: Target, node_id: str, budget: Budget) -> None:
         raise unusable(target, fault) from fault
     await migrate(target, node_id, found)
     log.info("connections: %s", found.room.fits(budget))
+
+
+def readable(target: Target) -> Dsn:
+    """What `dsn` says; `listen_dsn` can be read as well. Raises: Misconfigured."""
+    address = target.address()
+    try:
+        target.address(listen=True)
+    except Misconfigured as fault:
+        raise Misconfigured(fault.message.replace("the DSN", "`listen_dsn`", 1)) from None
+    return address
 
 
 def _heeded(finding: Finding) -> None:
