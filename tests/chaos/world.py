@@ -121,6 +121,8 @@ class World:
         await self.calm()
         rows, calls = await self.rows(), self.cluster.calls()
         steps = [json.loads(text) for (text,) in self.server.sql(STEPS, self.database)]
+        for name, told in (("rows", rows), ("steps", steps)):  # beside the calls, for who looks into a failure
+            (self.cluster.directory / f"{name}.json").write_text(json.dumps(told))
         runs = [self._run(broker, rows, calls, steps) for broker in {b.broker_id: b for b in self.brokers}.values()]
         for run in runs:
             check(run)

@@ -191,7 +191,11 @@ class Pooler:
         if free:
             return free.pop()
         session = Session(*await asyncio.open_connection(self.host, self._target))
-        await session.greet(self._user, database)
+        try:
+            await session.greet(self._user, database)
+        except BaseException:
+            session.writer.close()
+            raise
         self.sessions += 1
         self._keep(session.carry(free))
         return session
