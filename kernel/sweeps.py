@@ -118,9 +118,9 @@ class Sweeps:
         return reaped
 
     async def stuck(self) -> None:
-        """In progress under an epoch that is gone; pending past the deadline."""
-        await self._all(lambda: self._storage.redrive(self._node_id, BATCH))
+        """Pending past the deadline; in progress under an epoch that is gone, and messages to an agent that is."""
         await self._all(lambda: self._storage.expire_due(self._node_id, BATCH))
+        await self._all(lambda: self._storage.redrive(self._node_id, BATCH))
 
     async def messages(self) -> None:
         self.unfinished = await self._storage.unfinished()

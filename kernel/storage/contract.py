@@ -198,7 +198,8 @@ class Intents(Protocol):
 
     async def redrive(self, node_id: NodeId, limit: int) -> Changed:
         """`in_progress` under an epoch that its broker's row no longer carries → `pending`. Messages that wait for an
-        agent which is gone → `cancelled`: they were written beside its end, or were too many to end with it."""
+        agent which is gone → `cancelled`: they were written beside its end, were too many to end with it, or a sweep
+        ended its creation."""
         ...
 
     async def find_intents(self, ids: Sequence[IntentId]) -> list[Intent]: ...

@@ -160,6 +160,32 @@ class ExpiryContract(StorageContract):
             moved += ids(changed.intents)
         assert sorted(moved) == sorted(ids(late))
 
+    async def test_each_of_a_full_round_ends_as_it_would_alone(self, world: World) -> None:
+        """Of either table, tried or not, with an agent that goes or stays: each keeps its history."""
+        half, creation = await world.creation(deadline_in=SOON)
+        others = [await world.record(op, await world.new_agent(), deadline_in=SOON) for op in (Op.STOP, Op.MESSAGE)]
+        for claimed in (await world.claim()).intents:
+            await world.put_back(claimed, reason="link_lost")
+        untried = [await world.creation(deadline_in=0.02) for _ in range(30)]
+        said = [await world.record(Op.MESSAGE, half, deadline_in=0.02) for _ in range(30)]
+        waits = await world.record(Op.MESSAGE, untried[0][0])
+        await anyio.sleep(SOON + 0.1)
+        rounds = [await world.storage.expire_due(world.node, 40) for _ in range(2)]
+        ended = {one.id: one for changed in rounds for one in changed.intents}
+        assert [len(changed.intents) for changed in rounds] == [40, 23]
+        unknown = {one.id for one in ended.values() if one.error and one.error.code == "outcome_unknown"}
+        assert unknown == {creation.id, *ids(others)}
+        late = {one.id for one in ended.values() if one.error and one.error.code == "broker_timeout"}
+        assert late == {*ids(said), *ids(intent for _, intent in untried)}
+        assert (await world.read_agent(half.id)).phase is Phase.ERROR
+        assert await world.storage.find_agents([agent.id for agent, _ in untried]) == {}
+        for told in (step for changed in rounds for step in changed.transitions):
+            view = await world.storage.explain(told.intent_id)
+            assert view is not None
+            assert (view.intent, view.history[-1]) == (ended[told.intent_id], told)
+            assert (told.reason, told.attempt, told.epoch) == ("deadline", view.intent.attempts, None)
+        assert ids((await world.storage.redrive(world.node, 100)).intents) == [waits.id]
+
     async def test_an_expired_creation_takes_its_agent_with_it(self, world: World) -> None:
         agent, intent = await world.creation(deadline_in=0.02)
         await anyio.sleep(0.05)

@@ -141,12 +141,11 @@ def _taken(tx: Tx, recording: Recording) -> tuple[IntentId, ...]:
 def _supersede(tx: Tx, recording: Recording, transitions: list[Transition]) -> list[Intent]:
     ended: list[Intent] = []
     for new in recording.intents:
-        for start in tx.all(_STARTS, broker=new.broker_id, agent=new.agent_id):
-            by = {"by": new.id, "op": new.op}
-            moved = finish_pending(tx, start, State.CANCELLED, SUPERSEDED, "superseded", new.node_id, by)
-            if moved:
-                ended.append(moved[0])
-                transitions.append(moved[1])
+        starts = tx.all(_STARTS, broker=new.broker_id, agent=new.agent_id)
+        by = {"by": new.id, "op": new.op}
+        for start, told in finish_pending(tx, starts, State.CANCELLED, SUPERSEDED, "superseded", new.node_id, by):
+            ended.append(start)
+            transitions.append(told)
     return ended
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from kernel import STARTS, Failure, Intent, Op, OutcomeUnknown, Phase, State, Transition
-from plugins.storage.ledger.eras import unsure
-from plugins.storage.ledger.history import step
+from kernel import STARTS, Failure, Intent, Lane, Op, OutcomeUnknown, Phase, State, Transition
+from plugins.storage.ledger.eras import sure_from
+from plugins.storage.ledger.history import step, steps
 from plugins.storage.ledger.homes import HOMES, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW, Query, Tx, param
+from plugins.storage.ledger.query import NOW, Query, Tx, among, param
 from plugins.storage.schema import agents
 
 SUPERSEDED = Failure(
@@ -29,7 +31,7 @@ MOST_HELD = 100
 others."""
 
 _a = agents.c
-_REMOVE = Query[Any](sa.delete(agents).where(_a.id == param("which")))
+_REMOVE = Query[Any](sa.delete(agents).where(among(_a.id, "which")))
 _MARK = Query[Any](
     sa.update(agents)
     .values(
@@ -39,7 +41,7 @@ _MARK = Query[Any](
         updated=NOW,
         state_version=_a.state_version + 1,
     )
-    .where(_a.id == param("which"), _a.deleted_at.is_(None))
+    .where(among(_a.id, "which"), _a.deleted_at.is_(None))
 )
 
 
@@ -47,7 +49,7 @@ def _finish(home: Home) -> Query[Intent]:
     statement = home.update(
         state=param("to"), error=param("failure"), ended_at=NOW, sealed=None, next_attempt_at=None
     ).where(
-        home.c.id == param("which"),
+        among(home.c.id, "these"),
         home.state == param("came_from"),
         home.c.attempts == param("tried"),
     )
@@ -55,27 +57,42 @@ def _finish(home: Home) -> Query[Intent]:
 
 
 _FINISH = {home.lane: _finish(home) for home in HOMES}
+Moved = tuple[Intent, Transition]
+"""An intent as it is now, and the step that brought it there."""
 
 
 def finish_pending(
     tx: Tx,
-    intent: Intent,
+    intents: Sequence[Intent],
     state: State,
     failure: Failure,
     reason: str,
     node_id: str,
     detail: dict[str, Any] | None = None,
-) -> tuple[Intent, Transition] | None:
-    """`pending` → `state` by compare-and-set. Only one that surely never was claimed may be told as "did not
-    happen"."""
-    if intent.attempts > 0 or unsure(tx, intent.seq):
-        failure = OutcomeUnknown().as_failure()
-    ended = _ended(tx, intent, State.PENDING, state, failure)
-    if ended is None:
-        return None
-    if ended.op is Op.CREATE:
-        _creation_ended(tx, ended, failure)
-    return ended, step(tx, ended, State.PENDING, reason, node_id, attempt=intent.attempts, detail=detail)
+) -> list[Moved]:
+    """`pending` → `state` by compare-and-set, however many in a few statements: those that still were pending. Only one
+    that surely never was claimed may be told as "did not happen"."""
+    before = {intent.id: intent for intent in intents}
+    ended: list[Intent] = []
+    for (lane, tried, unknown), these in _alike(tx, intents).items():
+        told = OutcomeUnknown().as_failure() if unknown else failure
+        alike = _ended(tx, lane, these, State.PENDING, tried, state, told)
+        _creations_ended(tx, [one.agent_id for one in alike if one.op is Op.CREATE], told)
+        ended += alike
+    moved = [(before[after.id], after) for after in sorted(ended, key=lambda one: one.seq)]
+    written = steps(tx, moved, reason, lambda _: node_id, detail)
+    return [(after, transition) for (_, after), transition in zip(moved, written, strict=True)]
+
+
+def _alike(tx: Tx, intents: Sequence[Intent]) -> dict[tuple[Lane, int, bool], list[str]]:
+    """The ids of those that one statement ends: of one table, tried as often, all or none of them of unknown
+    outcome."""
+    sure = sure_from(tx) if intents else None
+    groups: defaultdict[tuple[Lane, int, bool], list[str]] = defaultdict(list)
+    for intent in intents:
+        unknown = intent.attempts > 0 or sure is None or intent.seq < sure
+        groups[home_of(intent.op).lane, intent.attempts, unknown].append(intent.id)
+    return groups
 
 
 _HELD = Query[Intent](
@@ -92,12 +109,11 @@ _HELD = Query[Intent](
 )
 
 
-def drop_held(tx: Tx, gone: Intent, node_id: str) -> list[tuple[Intent, Transition]]:
+def drop_held(tx: Tx, gone: Intent, node_id: str) -> list[Moved]:
     """Messages that wait for an agent which the end of `gone` deleted: nobody could deliver them any more."""
     by = {"by": gone.id, "op": gone.op}
     held = tx.all(_HELD, broker=gone.broker_id, agent=gone.agent_id)
-    ended = (finish_pending(tx, one, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id, by) for one in held)
-    return [moved for moved in ended if moved]
+    return finish_pending(tx, held, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id, by)
 
 
 def finish_with_held(
@@ -108,41 +124,38 @@ def finish_with_held(
     reason: str,
     node_id: str,
     detail: dict[str, Any] | None = None,
-) -> list[tuple[Intent, Transition]]:
-    """The same as `finish_pending`, and what waits for an agent that goes with its creation. Nothing: not pending."""
-    moved = finish_pending(tx, intent, state, failure, reason, node_id, detail)
-    if moved is None:
-        return []
-    gone = intent.op is Op.CREATE and not _may_have_happened(moved[0].error)
-    return [moved, *(drop_held(tx, moved[0], node_id) if gone else ())]
+) -> list[Moved]:
+    """The same for one, and for what waits for an agent that goes with its creation. Nothing: not pending."""
+    moved = finish_pending(tx, [intent], state, failure, reason, node_id, detail)
+    gone = intent.op is Op.CREATE and not any(_may_have_happened(ended.error) for ended, _ in moved)
+    return [*moved, *(drop_held(tx, moved[0][0], node_id) if moved and gone else ())]
 
 
-def poison(tx: Tx, intent: Intent, node_id: str) -> tuple[Intent, Transition] | None:
+def poison(tx: Tx, intent: Intent, node_id: str) -> Moved | None:
     """It is not sent a fourth time. A start that may have half happened leaves its agent in `error`."""
-    ended = _ended(tx, intent, intent.state, State.FAILED, POISON)
-    if ended is None:
+    lane = home_of(intent.op).lane
+    found = _ended(tx, lane, [intent.id], intent.state, intent.attempts, State.FAILED, POISON)
+    if not found:
         return None
+    [ended] = found
     if ended.op in STARTS:
-        tx.run(_MARK, which=ended.agent_id, said=POISON.message)
+        tx.run(_MARK, which=[ended.agent_id], said=POISON.message)
     return ended, step(tx, ended, intent.state, "poison", node_id, attempt=intent.attempts)
 
 
-def _ended(tx: Tx, intent: Intent, came_from: State, state: State, failure: Failure) -> Intent | None:
-    return tx.one(
-        _FINISH[home_of(intent.op).lane],
-        which=intent.id,
-        came_from=came_from,
-        tried=intent.attempts,
-        to=state,
-        failure=failure,
-    )
+def _ended(
+    tx: Tx, lane: Lane, these: Sequence[str], came_from: State, tried: int, state: State, failure: Failure
+) -> list[Intent]:
+    return tx.all(_FINISH[lane], these=these, came_from=came_from, tried=tried, to=state, failure=failure)
 
 
-def _creation_ended(tx: Tx, intent: Intent, failure: Failure) -> None:
+def _creations_ended(tx: Tx, agent_ids: Sequence[str], failure: Failure) -> None:
+    if not agent_ids:
+        return
     if _may_have_happened(failure):
-        tx.run(_MARK, which=intent.agent_id, said=failure.message)
+        tx.run(_MARK, which=agent_ids, said=failure.message)
     else:
-        tx.run(_REMOVE, which=intent.agent_id)
+        tx.run(_REMOVE, which=agent_ids)
 
 
 def _may_have_happened(failure: Failure | None) -> bool:

@@ -14,8 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
 from kernel import Era
-from plugins.storage.ledger.query import NextSeq, Query, Tx, first, param
-from plugins.storage.schema import Count
+from plugins.storage.ledger.query import NextSeq, Query, Tx, first
 from plugins.storage.schema import eras as table
 
 _INTENTS = "intents"
@@ -64,9 +63,9 @@ def _before(element: Unsure, compiler: Any, **kw: Any) -> str:
     return f"(NOT EXISTS (SELECT 1 FROM eras WHERE eras.since <= {seq}))"  # noqa: S608 - both are ours
 
 
-_UNSURE = Query[Any](sa.select(Unsure(param("seq", Count()))), first)
+_SINCE = Query[int](sa.select(_c.since).where(_c.name == _INTENTS), first)
 
 
-def unsure(tx: Tx, seq: int) -> bool:
-    """Whether a claim of it may have been undone by a crash."""
-    return not tx.alone and bool(tx.one(_UNSURE, seq=seq))
+def sure_from(tx: Tx) -> int | None:
+    """The first `seq` of which no claim may have been undone by a crash; None: no era has begun."""
+    return 0 if tx.alone else tx.one(_SINCE)

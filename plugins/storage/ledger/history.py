@@ -74,9 +74,14 @@ def step(
 
 
 def steps(
-    tx: Tx, moved: Sequence[tuple[Intent, Intent]], reason: str, node_id: Callable[[Intent], str]
+    tx: Tx,
+    moved: Sequence[tuple[Intent, Intent]],
+    reason: str,
+    node_id: Callable[[Intent], str],
+    detail: dict[str, Any] | None = None,
 ) -> list[Transition]:
-    """Write for many at once that each came from what it was into what it is: out of the hands that had it."""
+    """Write for many at once that each came from what it was into what it is: out of the hands that had it, if any
+    had."""
     last = {row[0]: row[1:] for row in tx.all(_LASTS, these=[after.id for _, after in moved])} if moved else {}
     told = []
     for before, after in moved:
@@ -91,10 +96,10 @@ def steps(
                 to_state=after.state,
                 reason=reason,
                 node_id=node_id(before),
-                epoch=before.claimed_epoch,
+                epoch=before.claimed_epoch if before.state is State.IN_PROGRESS else None,
                 attempt=before.attempts,
                 seconds=max(0, tx.now - since) / 1_000_000,
-                detail={},
+                detail=detail or {},
             )
         )
     for some in in_sizes(told):

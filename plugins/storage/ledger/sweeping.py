@@ -115,8 +115,9 @@ def redrive(tx: Tx, node_id: NodeId, limit: int) -> Changed:
         if len(found) < limit:
             found += tx.all(query, take=limit - len(found))
     hand_back(tx, found, "owner_lost", node_id, moves)
-    for intent in tx.all(_FORLORN, take=limit - len(found)) if len(found) < limit else ():
-        moves.add(finish_pending(tx, intent, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id))
+    forlorn = tx.all(_FORLORN, take=limit - len(found)) if len(found) < limit else []
+    for moved in finish_pending(tx, forlorn, State.CANCELLED, AGENT_DELETED, "agent_deleted", node_id):
+        moves.add(moved)
     return moves.changed()
 
 
@@ -203,10 +204,10 @@ def expire_unheld(tx: Tx, node_id: NodeId, grace: float, limit: int) -> Changed:
 
 
 def _expire_all(tx: Tx, found: list[Intent], failure: Failure, reason: str, node_id: str) -> Changed:
+    """In a few statements however many. What waits for the agent of an expired creation, `redrive` finds."""
     moves = Moves()
-    for intent in found:
-        for moved in finish_with_held(tx, intent, State.EXPIRED, failure, reason, node_id):
-            moves.add(moved)
+    for moved in finish_pending(tx, found, State.EXPIRED, failure, reason, node_id):
+        moves.add(moved)
     return moves.changed()
 
 
