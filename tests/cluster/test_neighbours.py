@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 AGENT = "SELECT 1 FROM agents WHERE id = $1 FOR UPDATE"
 INTENT = "SELECT 1 FROM broker_dispatch WHERE id = $1 FOR UPDATE"
+MESSAGE = "SELECT 1 FROM messages WHERE id = $1 FOR UPDATE"
 KEY = "INSERT INTO idempotency_keys (principal, key, request_hash, created) VALUES ('user:test', 'one', 'other', now())"
 CALM = AgentChange(message="calm")
 SOON = 4.0
@@ -82,6 +83,19 @@ async def test_an_intent_that_somebody_holds_delays_no_other_agents_claim(world:
         with anyio.fail_after(SOON):
             assert ids((await world.claim()).intents) == [free.id]
     assert ids((await world.claim()).intents) == [held.id]
+
+
+async def test_a_message_that_somebody_holds_delays_no_command_of_the_same_signal(
+    world: World, other: Connection
+) -> None:
+    said, stop = [await world.record(op, await world.new_agent()) for op in (Op.MESSAGE, Op.STOP)]
+    told = (said.id, stop.id)
+    async with unfinished(other, (MESSAGE, said.id)):
+        with anyio.fail_after(SOON):
+            claims = await world.claim(ids=told)
+        assert ids(claims.intents) == [stop.id]
+        assert [step.intent_id for step in claims.transitions] == [stop.id]
+    assert ids((await world.claim(ids=told)).intents) == [said.id]
 
 
 async def test_a_key_that_somebody_holds_delays_no_other_call(world: World, other: Connection) -> None:

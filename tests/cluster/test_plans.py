@@ -81,8 +81,17 @@ FILLED = (
     INSERT INTO broker_dispatch (id, broker_id, agent_id, agent_slug, project_id, op, lane, state, seq, deadline_at,
         route, principal, request_id, node_id, created_at, ended_at)
     SELECT gen_random_uuid(), md5('broker')::uuid, md5((n % 100)::text)::uuid, 'a', md5('project')::uuid, 'stop',
-        'control', 'done', nextval('dispatch_seq'), now(), 'forward', 'user:x', 'r', md5('node')::uuid, now(), now()
+        'control', CASE WHEN n % 101 = 0 THEN 'pending' ELSE 'done' END, nextval('dispatch_seq'), now(), 'forward',
+        'user:x', 'r', md5('node')::uuid, now(), CASE WHEN n % 101 <> 0 THEN now() END
     FROM generate_series(1, 100000) n
+    """,
+    """
+    INSERT INTO messages (id, project_id, sender, recipient, recipient_agent_id, msg, broker_id, agent_slug,
+        dispatch_state, seq, deadline_at, created, ended_at)
+    SELECT gen_random_uuid(), md5('project')::uuid, 'user:x', 'a', md5((n % 100)::text)::uuid, 'hello',
+        md5('broker')::uuid, 'a', CASE WHEN n % 19 = 0 THEN 'pending' ELSE 'done' END, nextval('dispatch_seq'), now(),
+        now(), CASE WHEN n % 19 <> 0 THEN now() END
+    FROM generate_series(1, 20000) n
     """,
     "INSERT INTO projects (id, name, slug, created, updated) VALUES (md5('project')::uuid, 'p', 'p', now(), now())",
     """
@@ -92,7 +101,14 @@ FILLED = (
     """,
     "ANALYZE",
 )
-"""10⁵ ended intents, 10⁴ agents."""
+"""10⁵ commands and 2 · 10⁴ messages, of which a thousand each wait, and 10⁴ agents."""
+
+
+FIRST_COLUMNS = """
+SELECT index.relname, attname FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+JOIN pg_attribute ON attrelid = indexrelid AND attnum = 1
+"""
+"""Of every index."""
 
 
 async def plan_of(connection: Connection, prepared: Prepared) -> dict[str, Any]:
@@ -133,6 +149,20 @@ async def test_a_statement_of_every_call_finds_its_rows_by_index(
     plan = await plan_of(empty if place == "empty" else full, HOT[name])
     assert walks(plan) == []
     assert {node["Node Type"] for node in nodes(plan)}.isdisjoint({"Hash Join", "Merge Join"})
+
+
+@pytest.mark.parametrize("name", HOT)
+@pytest.mark.parametrize("place", ["empty", "full"])
+async def test_a_statement_of_every_call_walks_no_index_either(
+    empty: Connection, full: Connection, place: str, name: str
+) -> None:
+    """Neither what others have waiting, nor what is in hand: it begins where its rows are, by an index's first
+    column."""
+    connection = empty if place == "empty" else full
+    first = {index: column for index, column in await connection.fetch(FIRST_COLUMNS)}  # noqa: C416 - rows are no pairs to mypy
+    for node in nodes(await plan_of(connection, HOT[name])):
+        if node.get("Relation Name") in GROWING and "Index Name" in node:
+            assert f"({first[node['Index Name']]} " in node.get("Index Cond", ""), node
 
 
 @pytest.mark.parametrize("name", COLD)

@@ -232,12 +232,15 @@ async def test_a_connection_that_the_server_ends_costs_nobody_anything(server: S
     assert (server.dialled, server.wire.breaks) == (2, 1)
 
 
+async def _broken(connection: Connection, _: Sequence[Any]) -> None:
+    connection.terminate()
+
+
 async def test_a_connection_that_broke_while_nobody_asked_counts_as_broken(server: Server) -> None:
     """A crash of the server undoes what was committed before: who remembers must hear of it."""
     batches = server.batches_of()
     assert await batches.ask(1) == 2
-    async with server.wire.held() as connection:
-        connection.terminate()
+    await server.wire.ask(_broken, [])
     assert await batches.ask(2) == 4
     assert (server.dialled, server.wire.breaks) == (2, 1)
 

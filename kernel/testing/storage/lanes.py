@@ -83,6 +83,16 @@ class LaneContract(StorageContract):
         assert ids((await world.claim(ids=(hinted.id,))).intents) == [head.id]
         assert (await world.claim(ids=(hinted.id,))).intents == ()
 
+    async def test_hints_of_both_lanes_are_taken_control_first(self, world: World) -> None:
+        for _ in range(2):  # whichever lane was hinted at before
+            said, stop = [await world.record(op, await world.new_agent()) for op in (Op.MESSAGE, Op.STOP)]
+            assert ids((await world.claim(ids=(said.id, stop.id))).intents) == [stop.id, said.id]
+            alone = await world.record(Op.MESSAGE, await world.new_agent())
+            assert ids((await world.claim(ids=(alone.id,))).intents) == [alone.id]
+        said, stop = [await world.record(op, await world.new_agent()) for op in (Op.MESSAGE, Op.STOP)]
+        assert ids((await world.claim(ids=(said.id, stop.id), limit=1)).intents) == [stop.id]
+        assert ids((await world.claim(ids=(said.id, stop.id), limit=1)).intents) == [said.id]
+
     async def test_only_known_operations_are_taken(self, world: World) -> None:
         agent = await world.new_agent()
         await world.record(Op.SUSPEND, agent)

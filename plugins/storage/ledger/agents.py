@@ -25,7 +25,7 @@ from kernel import (
 )
 from plugins.storage.ledger.homes import HOMES, Home
 from plugins.storage.ledger.pages import beyond, edge
-from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param
+from plugins.storage.ledger.query import NOW, ONE, Hidden, Query, Tx, among, any_of, first, param
 from plugins.storage.ledger.rows import AGENT, BROKER, NOBODY, PROJECT
 from plugins.storage.schema import Flag, agents, projects, runtime_brokers
 
@@ -46,20 +46,19 @@ _EDITED = {
 
 
 def _waits(home: Home) -> Any:
-    return (
-        sa.select(sa.literal_column("1"))
-        .where(home.c.broker_id == _c.runtime_broker_id, home.agent == _c.id, home.unfinished())
-        .correlate(agents)
-        .exists()
-    )
+    found = sa.select(ONE).where(home.c.broker_id == _c.runtime_broker_id, home.agent == _c.id, home.unfinished())
+    return any_of(found.correlate(agents)).is_not(None)
 
 
-_broker_there = sa.and_(runtime_brokers.c.id == _c.runtime_broker_id, runtime_brokers.c.deleted_at.is_(None))
+WAITS = [_waits(home) for home in HOMES]
+"""Whether something of the agent waits, for each lane."""
+PROJECT_THERE = projects.c.id == _c.project_id
+BROKER_THERE = sa.and_(runtime_brokers.c.id == _c.runtime_broker_id, Hidden(runtime_brokers.c.deleted_at).is_(None))
 VIEW = (
-    sa.select(*(_waits(home) for home in HOMES), *AGENT.columns, *PROJECT.columns, *BROKER.columns)
+    sa.select(*WAITS, *AGENT.columns, *PROJECT.columns, *BROKER.columns)
     .select_from(agents)
-    .join(projects, projects.c.id == _c.project_id)
-    .outerjoin(runtime_brokers, _broker_there)
+    .join(projects, PROJECT_THERE)
+    .outerjoin(runtime_brokers, BROKER_THERE)
 )
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from kernel import Broker, BrokerId, ClaimRequest, Claims, Intent, NodeId, Phase, Progress, State, is_uuid
 from plugins.storage.ledger.history import step
 from plugins.storage.ledger.homes import HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW, Query, Tx, among, first, param, within
+from plugins.storage.ledger.query import NOW, ONE, Hidden, Query, Tx, among, any_of, first, param, within
 from plugins.storage.ledger.rows import BROKER
 from plugins.storage.schema import Flag, agents, messages, runtime_brokers
 
@@ -34,13 +34,13 @@ def _agents_waiting(home: Home) -> Any:
     """The agents of one broker for which something is unfinished: from one to the next by index, so that a lane's
     length costs nothing."""
     mine = [home.c.broker_id == param("broker"), home.unfinished()]
-    least = sa.select(home.agent).where(*mine).order_by(home.agent).limit(1).scalar_subquery()
+    least = sa.select(home.agent).where(*mine).order_by(home.agent).limit(ONE).scalar_subquery()
     waiting = sa.select(least.label("agent")).cte(f"waiting_{home.lane}", recursive=True)
     following = (
         sa.select(home.agent)
         .where(*mine, home.agent > waiting.c.agent)
         .order_by(home.agent)
-        .limit(1)
+        .limit(ONE)
         .correlate(waiting)
         .scalar_subquery()
     )
@@ -48,77 +48,95 @@ def _agents_waiting(home: Home) -> Any:
 
 
 def _agents_hinted(home: Home) -> Any:
-    """The agents of one broker of which a signal told."""
-    told = sa.select(home.agent.label("agent")).where(
-        among(home.c.id, "hints"), home.c.broker_id == param("broker"), home.unfinished()
-    )
-    return told.distinct().cte(f"waiting_{home.lane}")
+    """The agents of one broker of which a signal told, by the ids that it named."""
+    unfinished = Hidden(home.c.ended_at).is_(None)
+    mine = Hidden(home.c.broker_id) == param("broker")
+    told = sa.select(home.agent.label("agent")).where(among(home.c.id, "hints"), mine, unfinished)
+    return told.cte(f"waiting_{home.lane}")
 
 
-def heads(home: Home, take: Any, *, hinted: bool, free: bool = False) -> Any:
-    """The ids of what may be taken: first in its lane, nothing of the lane in hand, due, in time, known to the node.
-    `free`: what somebody else is writing at this moment is left for later.
-
-    Nothing is joined that a planner could begin with at its wrong end: each agent's head is looked up, then its row.
-    """
+def _heads(home: Home, *, hinted: bool) -> Any:
+    """The ids of what is first in its lane: each agent's is looked up by index."""
     waiting = _agents_hinted(home) if hinted else _agents_waiting(home)
-    lane, other = home.table.alias("lane"), home.table.alias("other")
+    lane = home.table.alias("lane")
     agent = home.agent.name
     head = (
         sa.select(lane.c.id)
         .where(lane.c.broker_id == param("broker"), lane.c[agent] == waiting.c.agent, home.unfinished(lane))
         .order_by(lane.c.seq)
-        .limit(1)
+        .limit(ONE)
         .correlate(waiting)
         .scalar_subquery()
     )
+    return sa.select(head).select_from(waiting)
+
+
+def _may_be_taken(home: Home) -> list[Any]:
+    """Nothing of the lane in hand, due, in time, known to the node."""
+    other = home.table.alias("other")
     in_hand = (
-        sa.select(sa.literal_column("1"))
+        sa.select(ONE)
         .where(
             other.c.broker_id == param("broker"),
-            other.c[agent] == home.agent,
+            other.c[home.agent.name] == home.agent,
             other.c[home.state.name] == IN_PROGRESS,
         )
         .correlate(home.table)
-        .exists()
     )
     terms = [
         home.state == State.PENDING,
         sa.or_(home.c.next_attempt_at.is_(None), home.c.next_attempt_at <= NOW),
         home.c.deadline_at > NOW,
         among(home.op, "ops", sa.Text),
-        sa.not_(in_hand),
+        any_of(in_hand).is_(None),
     ]
     if home is MESSAGES:
         live = sa.case((agents.c.deleted_at.is_(None), agents.c.phase))
         phase = sa.select(live).where(agents.c.id == messages.c.recipient_agent_id)
         terms.append(phase.correlate(messages).scalar_subquery() == Phase.RUNNING)
-    found = sa.select(home.c.id).where(within(home.c.id, sa.select(head).select_from(waiting)), *terms)
+    return terms
+
+
+def _chosen(home: Home, take: Any, *, hinted: bool, free: bool) -> Any:
+    """The ids of the heads that may be taken, the oldest first. `free`: what somebody else is writing at this moment is
+    left for later.
+
+    Nothing is joined that a planner could begin with at its wrong end: each agent's head is looked up, then its row.
+    """
+    found = sa.select(home.c.id).where(within(home.c.id, _heads(home, hinted=hinted)), *_may_be_taken(home))
     found = found.order_by(home.c.seq + 0).limit(take)  # else the index of all intents by `seq` would be walked
     return found.with_for_update(of=home.table, key_share=True, skip_locked=True) if free else found
 
 
 def claiming(home: Home, take: Any, carries: Any, *, hinted: bool, free: bool = False) -> Any:
-    """One statement takes them, and only while the broker's row carries the session."""
-    return home.update(
+    """One statement takes them, and only while the broker's row carries the session. `take` None: there is room for
+    the heads of all agents of which a signal told."""
+    if take is None:
+        heads = [within(home.c.id, _heads(home, hinted=hinted)), *_may_be_taken(home)]
+    else:
+        heads = [within(home.c.id, _chosen(home, take, hinted=hinted, free=free)), home.state == State.PENDING]
+    return home.change(
         state=IN_PROGRESS,
         attempts=home.c.attempts + 1,
         claimed_by=param("node"),
         claimed_epoch=param("epoch"),
         claimed_session=param("session"),
         claimed_at=NOW,
-        sent_at=None,
-        accepted_at=None,
-        progress_at=None,
-        next_attempt_at=None,
-    ).where(within(home.c.id, heads(home, take, hinted=hinted, free=free)), home.state == State.PENDING, carries)
+        sent_at=sa.null(),
+        accepted_at=sa.null(),
+        progress_at=sa.null(),
+        next_attempt_at=sa.null(),
+    ).where(*heads, carries)
 
 
 # Shared: whoever claims the session meanwhile waits for this claim, and then finds what it took.
 _CARRIED = Query[int](carried(paused=True).with_for_update(read=True), first)
 _CLAIM = {
     (home.lane, hinted): Query[Intent](
-        claiming(home, param("take"), carried(paused=False).exists(), hinted=hinted, free=True), home.shape.read
+        claiming(home, param("take"), carried(paused=False).exists(), hinted=hinted, free=True).returning(
+            *home.shape.columns
+        ),
+        home.shape.read,
     )
     for home in HOMES
     for hinted in (False, True)
@@ -162,13 +180,13 @@ def claim(tx: Tx, request: ClaimRequest) -> Claims:
 
 def brokers_waiting(home: Home) -> Any:
     """The brokers for which something is unfinished, from one to the next by index."""
-    least = sa.select(home.c.broker_id).where(home.unfinished()).order_by(home.c.broker_id).limit(1)
+    least = sa.select(home.c.broker_id).where(home.unfinished()).order_by(home.c.broker_id).limit(ONE)
     waiting = sa.select(least.scalar_subquery().label("broker")).cte(f"brokers_{home.lane}", recursive=True)
     following = (
         sa.select(home.c.broker_id)
         .where(home.unfinished(), home.c.broker_id > waiting.c.broker)
         .order_by(home.c.broker_id)
-        .limit(1)
+        .limit(ONE)
         .correlate(waiting)
         .scalar_subquery()
     )

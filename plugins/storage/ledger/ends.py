@@ -15,7 +15,7 @@ from plugins.storage.ledger.endings import CANCELLED, drop_held, finish_with_hel
 from plugins.storage.ledger.history import born_ended, step
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
 from plugins.storage.ledger.lookups import find_intent
-from plugins.storage.ledger.query import NOW, Overtaken, Query, Tx, first, param
+from plugins.storage.ledger.query import NOW, ONE, Overtaken, Query, Tx, any_of, first, param
 from plugins.storage.ledger.rows import NOBODY
 from plugins.storage.schema import runtime_brokers
 
@@ -188,18 +188,15 @@ def insert_ended(tx: Tx, new: NewIntent, ended: End) -> Settled:
 def pending(home: Home, broker: Any, agent: Any) -> Any:
     """Whether something of this agent might be claimed now."""
     table = home.table.alias(f"next_{home.lane}")
-    return (
-        sa.select(sa.literal_column("1"))
-        .where(
-            table.c.broker_id == broker,
-            table.c[home.agent.name] == agent,
-            home.unfinished(table),
-            table.c[home.state.name] == State.PENDING,
-            table.c.deadline_at > NOW,
-            sa.or_(table.c.next_attempt_at.is_(None), table.c.next_attempt_at <= NOW),
-        )
-        .exists()
+    found = sa.select(ONE).where(
+        table.c.broker_id == broker,
+        table.c[home.agent.name] == agent,
+        home.unfinished(table),
+        table.c[home.state.name] == State.PENDING,
+        table.c.deadline_at > NOW,
+        sa.or_(table.c.next_attempt_at.is_(None), table.c.next_attempt_at <= NOW),
     )
+    return any_of(found).is_not(None)
 
 
 def _pending(home: Home) -> Any:

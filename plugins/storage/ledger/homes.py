@@ -60,9 +60,13 @@ class Home:
         return sa.select(*self.shape.columns)
 
     def update(self, **values: Any) -> sa.Update:
-        """An update that gives the rows as they are after it; `state` is whatever the table calls it."""
+        """A change that gives the rows as they are after it."""
+        return self.change(**values).returning(*self.shape.columns)
+
+    def change(self, **values: Any) -> sa.Update:
+        """An update; `state` is whatever the table calls it."""
         named = {self.state.name if name == "state" else name: value for name, value in values.items()}
-        return sa.update(self.table).values(named).returning(*self.shape.columns)
+        return sa.update(self.table).values(named)
 
 
 CONTROL = Home(

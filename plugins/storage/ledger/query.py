@@ -245,6 +245,37 @@ def within(column: Any, query: Any) -> Any:
     return Within(column, query)
 
 
+class Hidden(ColumnElement[Any]):
+    """A column for a condition that is only looked at in rows which were found by their keys. PostgreSQL would else
+    take a short index whose predicate the condition implies, or one whose first column it names, and walk that."""
+
+    inherit_cache = False
+
+    def __init__(self, column: Any) -> None:
+        self.column = column
+        self.type = column.type
+
+
+@compiles(Hidden)
+def _plain(element: Hidden, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.column, **kw))
+
+
+@compiles(Hidden, "postgresql")
+def _wrapped(element: Hidden, compiler: Any, **kw: Any) -> str:
+    column = compiler.process(element.column, **kw)
+    return f"coalesce({column}, {column})"
+
+
+ONE: Any = sa.literal_column("1")
+
+
+def any_of(query: Any) -> Any:
+    """Something that is not NULL when the query finds a row: looked up for each row that asks, by index, where
+    PostgreSQL would read all that EXISTS might find into a table of its own."""
+    return query.limit(ONE).scalar_subquery()
+
+
 class Oldest(ColumnElement[bool]):
     """Whether a row is one of `take` that fulfil a condition: found by key, or by where the server keeps it."""
 

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kernel import Agent, Broker, Failure, Lane, Message, Node, Op, Phase, Project, State
-from plugins.storage.ledger.query import Seconds, ago
+from plugins.storage.ledger.query import ONE, Seconds, ago, any_of
 from plugins.storage.schema import Flag, Json, agents, hub_nodes, messages, parse, projects, runtime_brokers
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
@@ -70,16 +70,15 @@ def same_names(struct: type[msgspec.Struct], table: sa.Table, **others: Any) -> 
 # -- a broker's affinity, computed when it is read -------------------------------------------------------------
 
 _b = runtime_brokers.c
-_alive = (
-    sa.select(sa.literal_column("1"))
+_alive = any_of(
+    sa.select(ONE)
     .where(
         hub_nodes.c.id == _b.connected_hub_id,
         hub_nodes.c.lost_at.is_(None),
         hub_nodes.c.beat_at >= ago("lost_after"),
     )
     .correlate(runtime_brokers)
-    .exists()
-)
+).is_not(None)
 held = sa.and_(_b.connected_hub_id.is_not(None), _alive, _b.renewed_at >= ago("stale_after"))
 """A live node holds it and renewed it lately."""
 last_held = sa.case((_b.connected_hub_id.is_not(None), _b.renewed_at), else_=_b.disconnected_at)

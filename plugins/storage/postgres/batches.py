@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 import anyio
@@ -46,18 +45,20 @@ class Wire:
         self._connect = connect
         self.deadline = deadline
         self._connection: Connection | None = None
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._closed = False
         self.breaks = 0
         """How often it broke."""
 
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[Connection]:
-        """Raises: StorageUnavailable when no server is to be had; Broken when this one went away under a statement."""
+    async def ask(self, run: Callable[[Connection, Sequence[Q]], Awaitable[A]], questions: Sequence[Q]) -> A:
+        """What `run(connection, questions)` gives, when it is its turn.
+
+        Raises: StorageUnavailable when no server is to be had; Broken when this one went away under a statement.
+        """
         async with self._turn:
             connection = await self._open()
             try:
-                yield connection
+                return await run(connection, questions)
             except (*FAULTS, *OURS) as fault:
                 if misled(fault):
                     self._drop()
@@ -95,17 +96,31 @@ class Wire:
 
 
 class _Asked(Generic[Q, A]):
-    """One question; `turn` is set when it is answered, or when its asker is to send the next batch."""
+    """One question. Its asker is called when it is answered, or when it is to send the next batch."""
 
-    __slots__ = ("answer", "answered", "fault", "question", "turn", "until")
+    __slots__ = ("answer", "answered", "called", "fault", "question", "turn", "until")
 
     def __init__(self, question: Q, until: float) -> None:
         self.question = question
         self.until = until
-        self.turn = anyio.Event()
+        self.called = False
+        self.turn: anyio.Event | None = None
+        """Of one who waits to be called."""
         self.answered = False
         self.answer: A | None = None
         self.fault: BaseException | None = None
+
+    def call(self) -> None:
+        self.called = True
+        if self.turn is not None:
+            self.turn.set()
+
+    async def wait(self, until: float = float("inf")) -> None:
+        """Until it is called, or its time is over; whoever cancels."""
+        if not self.called:
+            self.turn = anyio.Event()
+            with anyio.CancelScope(deadline=until, shield=True):
+                await self.turn.wait()
 
     def end(self, fault: BaseException | None = None) -> None:
         if busy(fault):
@@ -113,7 +128,7 @@ class _Asked(Generic[Q, A]):
         else:
             self.fault = fault
         self.answered = True
-        self.turn.set()
+        self.call()
 
 
 class Batches(Generic[Q, A]):
@@ -152,23 +167,21 @@ class Batches(Generic[Q, A]):
         """Raises: StorageUnavailable, also when nobody can tell whether it was done; what the database refuses."""
         asked: _Asked[Q, A] = _Asked(question, anyio.current_time() + self._wire.deadline)
         self._waiting.append(asked)
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._see_to(asked)
-            except BaseException:  # the event loop itself ends this task: nobody else may wait for it
-                self._leave(asked)
-                raise
+        try:
+            await self._see_to(asked)
+        except BaseException:  # the event loop itself ends this task: nobody else may wait for it
+            self._leave(asked)
+            raise
         if asked.fault is not None:
             raise asked.fault
         return asked.answer
 
-    # -- waiting, and taking turns -------------------------------------------------------------------------------
+    # -- waiting, and taking turns: each wait is shielded, and has its end ---------------------------------------
 
     async def _see_to(self, asked: _Asked[Q, A]) -> None:
         if self._sending:
-            with anyio.CancelScope(deadline=asked.until):
-                await asked.turn.wait()
-            if not asked.turn.is_set():
+            await asked.wait(asked.until)
+            if not asked.called:
                 await self._outwait(asked)
         if not asked.answered:
             await self._send(asked)
@@ -178,19 +191,19 @@ class Batches(Generic[Q, A]):
         if asked in self._waiting:
             self._waiting.remove(asked)
             asked.end(StorageUnavailable(NOT_SENT))
-        await asked.turn.wait()
+        await asked.wait()
 
     def _leave(self, asked: _Asked[Q, A]) -> None:
         """Its asker is gone. If it was to send the next batch, the one behind it does."""
         if asked in self._waiting:
             self._waiting.remove(asked)
-            if asked.turn.is_set():
+            if asked.called:
                 self._pass_on()
 
     def _pass_on(self) -> None:
         self._sending = bool(self._waiting)
         if self._waiting:
-            self._waiting[0].turn.set()
+            self._waiting[0].call()
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -207,7 +220,7 @@ class Batches(Generic[Q, A]):
     def _let_down(self, left: list[_Asked[Q, A]]) -> None:
         """Their batch was ended from outside: they are asked again, if that is the same as asking once."""
         for asked in reversed(left):
-            if self._again and not asked.turn.is_set():
+            if self._again and not asked.called:
                 self._waiting.appendleft(asked)
             else:
                 asked.end(Broken(GIVEN_UP))
@@ -227,11 +240,13 @@ class Batches(Generic[Q, A]):
 
     async def _try(self, batch: list[_Asked[Q, A]], until: float) -> BaseException | None:
         """What went wrong; None when all are answered."""
+        questions = [asked.question for asked in batch]
         for number in range(1, TRIES + 1):
             try:
-                with anyio.fail_after(max(0.0, until - anyio.current_time())):
-                    async with self._wire.held() as connection:
-                        answers = await self._run(connection, [asked.question for asked in batch])
+                with anyio.CancelScope(deadline=until, shield=True) as scope:
+                    answers = await self._wire.ask(self._run, questions)
+                if scope.cancelled_caught:
+                    return StorageUnavailable(LATE)
             except Broken as fault:
                 if not self._again or number == TRIES:
                     return fault
@@ -251,5 +266,6 @@ class Batches(Generic[Q, A]):
                     asked.answer = answer
                 self.answered += sum(answer is not None for answer in answers)
                 return None
-            await anyio.sleep(PAUSE * number)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(PAUSE * number)
         raise AssertionError("the last try returns")

@@ -28,6 +28,7 @@ DEDICATED = frozenset({"writer", "owner", "ender", "reader", "signal", "upkeep"}
 PINNED = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }

@@ -1,8 +1,10 @@
-"""What a batch is about, as rows that its statement can join: one argument, however many they are."""
+"""What a batch is about, as rows that its statement can join: one argument, however many they are. A batch of one is a
+row whose columns are arguments each, and nothing is left of the join.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 
 from plugins.storage.ledger.query import Prepared
 from plugins.storage.postgres.connecting import Connection
-from plugins.storage.postgres.tx import DIALECT
+from plugins.storage.postgres.tx import DIALECT, storable
 from plugins.storage.schema import Count, Id, Instant, Json
 
 PLACE = "n"
@@ -28,11 +30,21 @@ def rows(name: str, **columns: Any) -> Any:
     return sa.select(*every.c).cte(name).prefix_with("MATERIALIZED")
 
 
-def _kind(kind: Any) -> Any:
-    """Instants come as numbers; JSON is taken apart by the server."""
+def row(name: str, **columns: Any) -> Any:
+    """The same of one question: each column is an argument of its own."""
+    given = [sa.bindparam(column, type_=_made(kind)).label(column) for column, kind in columns.items()]
+    return sa.select(sa.literal_column("0").label(PLACE), *given).subquery(name)
+
+
+def _made(kind: Any) -> Any:
+    """Instants come as numbers."""
     made = kind() if isinstance(kind, type) else kind
-    if isinstance(made, Instant):
-        return sa.BigInteger()
+    return sa.BigInteger() if isinstance(made, Instant) else made
+
+
+def _kind(kind: Any) -> Any:
+    """JSON is taken apart by the server."""
+    made = _made(kind)
     return {Id: postgresql.UUID(as_uuid=False), Json: postgresql.JSONB(), Count: sa.BigInteger()}.get(type(made), made)
 
 
@@ -44,6 +56,18 @@ def instant(column: Any) -> Any:
 
 def span(column: Any) -> Any:
     return column * sa.literal_column("interval '1 microsecond'")
+
+
+def packed(columns: Iterable[Any]) -> Any:
+    """So many columns in one, for what a statement hands on: each step of a plan pays for each column again, whenever
+    it is run. It comes as a tuple."""
+    return sa.func.row(*map(_typed, columns))
+
+
+def _typed(column: Any) -> Any:
+    """A word of ours has no type inside of a row."""
+    inner = column.element if isinstance(column, sa.sql.elements.Label) else column
+    return sa.cast(inner, inner.type) if getattr(inner, "is_literal", False) else inner
 
 
 def listed(values: Sequence[dict[str, Any]]) -> str:
@@ -65,5 +89,5 @@ class Statement:
 
     async def rows(self, connection: Connection, **values: Any) -> list[Any]:
         prepared = self.prepared
-        found: list[Any] = await connection.fetch(prepared.sql, *prepared.arguments(values))
+        found: list[Any] = await connection.fetch(prepared.sql, *map(storable, prepared.arguments(values)))
         return found

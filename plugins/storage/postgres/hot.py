@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from kernel import (
     Agent,
     AgentView,
@@ -44,6 +46,10 @@ class Hot:
         self._taken = 0
         """Claims that took something."""
         self._claims = Batches(owner, claiming.claim, again=False, most=1)
+        self._claims_told = [
+            Batches(owner, partial(claiming.claim_told, home=home), again=False, most=1) for home in HOMES
+        ]
+        """By lane, that of the last signal first."""
         self._ends = {home.lane: Batches(ender, settling.end, again=True) for home in HOMES}
         self._stores = {home.lane: Batches(ender, settling.store, again=True) for home in HOMES}
         self._intents = Batches(reader, finding.intents, again=True)
@@ -69,9 +75,30 @@ class Hot:
             return None
         return await self._records[home_of(one.intents[0].op).lane].ask(one)
 
-    async def claim(self, request: ClaimRequest) -> Claims | None:
-        claims = await self._claims.ask(request)
-        self._taken += bool(claims and claims.intents)
+    async def claim(self, request: ClaimRequest, otherwise: Callable[[ClaimRequest], Awaitable[Claims]]) -> Claims:
+        """`otherwise`: the ledger's function, for what waits for others."""
+        if request.ids is None or len(request.ids) > request.limit:
+            return await self._claimed(self._claims, request, otherwise)
+        likely, other = self._claims_told
+        claims = await self._claimed(likely, request, otherwise)
+        if claims.stale or len(claims.intents) >= len(request.ids):
+            return claims
+        left = msgspec.structs.replace(request, limit=request.limit - len(claims.intents))
+        more = await self._claimed(other, left, otherwise)
+        if more.intents and not claims.intents:
+            self._claims_told = [other, likely]
+        return claiming.joined(claims, more)
+
+    async def _claimed(
+        self,
+        batches: Batches[ClaimRequest, Claims],
+        request: ClaimRequest,
+        otherwise: Callable[[ClaimRequest], Awaitable[Claims]],
+    ) -> Claims:
+        claims = await batches.ask(request)
+        if claims is None:
+            return await otherwise(request)
+        self._taken += bool(claims.intents)
         return claims
 
     async def end(self, end: End) -> Settled | None:

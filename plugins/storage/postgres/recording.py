@@ -6,7 +6,8 @@ before) is not written here: the ledger's function does it, in a transaction of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,9 +17,9 @@ from kernel import ACCEPTED, ROUTED, STARTS, Intent, NewIntent, Op, Recorded, Re
 from plugins.storage.ledger.filling import OF_MESSAGE
 from plugins.storage.ledger.history import early
 from plugins.storage.ledger.homes import HOMES, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW
+from plugins.storage.ledger.query import NOW, ONE, any_of
 from plugins.storage.postgres.connecting import Connection
-from plugins.storage.postgres.given import Statement, instant, listed, rows, span
+from plugins.storage.postgres.given import Statement, instant, listed, row, rows, span
 from plugins.storage.schema import SEQUENCE, Count, Flag, Json, Text, idempotency_keys, transitions
 
 PLAIN = (
@@ -57,9 +58,10 @@ def row_of(new: NewIntent, home: Home) -> dict[str, Any]:
     }
 
 
-def given_for(home: Home, **more: Any) -> Any:
+def given_for(home: Home, form: Callable[..., Any] = rows, **more: Any) -> Any:
+    """`form`: as `rows`, or as the one `row` of a call that comes alone."""
     plain = {name: home.table.c[name].type for name in columns_of(home)}
-    return rows("given", **plain, deadline_in=Count, deadline_limit=Count, accepted_from=Count, advice=Json, **more)
+    return form("given", **plain, deadline_in=Count, deadline_limit=Count, accepted_from=Count, advice=Json, **more)
 
 
 def created(given: Any) -> Any:
@@ -83,10 +85,20 @@ def step(n: int, came_from: str, to: Any, reason: Any, node: Any, at: Any, detai
 STEP = ["intent_id", "n", "at", "from_state", "to_state", "reason", "node_id", "detail"]
 
 
-def _statement(home: Home) -> Any:
+def _plain(home: Home, form: Callable[..., Any]) -> Any:
+    """Of calls that have no key and supersede nothing."""
+    given = given_for(home, form)
+    return _written(home, given, given)
+
+
+def _any(home: Home) -> Any:
     given = given_for(home, key_of=Text, key=Text, request_hash=Text, supersedes=Flag)
     fit = sa.select(given).where(sa.not_(sa.and_(given.c.supersedes, _starts(home, given)))).cte("fit")
-    free = _with_free_keys(fit)
+    return _written(home, given, _with_free_keys(fit))
+
+
+def _written(home: Home, given: Any, free: Any) -> Any:
+    """The rows and the first steps of those that are `free` to be written."""
     names = [*columns_of(home), home.state.name, "seq", "deadline_at", home.created.name]
     values = [
         *(free.c[name] for name in columns_of(home)),
@@ -97,7 +109,7 @@ def _statement(home: Home) -> Any:
     ]
     born = (
         postgresql.insert(home.table)
-        .from_select(names, sa.select(*values))
+        .from_select(names, sa.select(*values).order_by(free.c.n))
         .on_conflict_do_nothing(index_elements=[home.c.id])
         .returning(home.c.id, home.c.seq, home.created.label("created_at"), home.c.deadline_at)
         .cte("born")
@@ -116,18 +128,15 @@ def _starts(home: Home, given: Any) -> Any:
     if home is MESSAGES:
         return sa.false()
     starts = home.table.alias("starts")
-    return (
-        sa.select(sa.literal_column("1"))
-        .where(
-            starts.c.broker_id == given.c.broker_id,
-            starts.c.agent_id == given.c.agent_id,
-            home.unfinished(starts),
-            starts.c.state == sa.literal_column(f"'{State.PENDING}'"),
-            starts.c.attempts == 0,
-            sa.or_(*(starts.c.op == sa.literal_column(f"'{op}'") for op in sorted(STARTS))),
-        )
-        .exists()
+    found = sa.select(ONE).where(
+        starts.c.broker_id == given.c.broker_id,
+        starts.c.agent_id == given.c.agent_id,
+        home.unfinished(starts),
+        starts.c.state == sa.literal_column(f"'{State.PENDING}'"),
+        starts.c.attempts == 0,
+        sa.or_(*(starts.c.op == sa.literal_column(f"'{op}'") for op in sorted(STARTS))),
     )
+    return any_of(found).is_not(None)
 
 
 def _with_free_keys(fit: Any) -> Any:
@@ -143,20 +152,21 @@ def _with_free_keys(fit: Any) -> Any:
         .cte("kept")
     )
     mine = sa.select(sa.literal_column("1")).where(kept.c.intent_id == fit.c.id).exists()
-    free = sa.select(fit).where(sa.or_(fit.c.key.is_(None), mine)).order_by(fit.c.n)
+    free = sa.select(fit).where(sa.or_(fit.c.key.is_(None), mine))
     return free.cte("free").prefix_with("MATERIALIZED")
 
 
-_RECORD = {home.lane: Statement(lambda home=home: _statement(home)) for home in HOMES}  # type: ignore[misc]
+_ANY = {home.lane: Statement(partial(_any, home)) for home in HOMES}
+_PLAIN = {home.lane: Statement(partial(_plain, home, rows)) for home in HOMES}
+_ALONE = {home.lane: Statement(partial(_plain, home, row)) for home in HOMES}
 
 
 async def record(connection: Connection, recordings: Sequence[Recording]) -> list[Recorded | None]:
     """All of one table. None: its place is taken, by a key or an id that was used before, or by starts that it
     supersedes: the ledger's function knows what to do."""
     home = home_of(recordings[0].intents[0].op)
-    told = [_told(recording, home) for recording in recordings]
     outcome: list[Recorded | None] = [None] * len(recordings)
-    for n, seq, created_at, deadline_at, now in await _RECORD[home.lane].rows(connection, given=listed(told)):
+    for n, seq, created_at, deadline_at, now in await _rows(connection, recordings, home):
         new = recordings[n].intents[0]
         intent = _intent(new, seq=seq, created_at=created_at, deadline_at=deadline_at)
         steps = (
@@ -165,6 +175,15 @@ async def record(connection: Connection, recordings: Sequence[Recording]) -> lis
         )
         outcome[n] = Recorded(intents=(intent,), transitions=steps)
     return outcome
+
+
+async def _rows(connection: Connection, recordings: Sequence[Recording], home: Home) -> list[Any]:
+    if any(one.key or one.supersedes_starts for one in recordings):
+        return await _ANY[home.lane].rows(connection, given=listed([_told(one, home) for one in recordings]))
+    told = [row_of(one.intents[0], home) for one in recordings]
+    if len(told) == 1:
+        return await _ALONE[home.lane].rows(connection, **told[0])
+    return await _PLAIN[home.lane].rows(connection, given=listed(told))
 
 
 def _told(recording: Recording, home: Home) -> dict[str, Any]:

@@ -7,6 +7,7 @@ What was refused, and an end that removes its agent's row, is left to the ledger
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +16,6 @@ from sqlalchemy.dialects import postgresql
 from kernel import (
     ACCEPTED,
     ROUTED,
-    Agent,
     AgentChange,
     End,
     Intent,
@@ -30,19 +30,18 @@ from plugins.storage.ledger.agents import CHANGE, changed, told_of
 from plugins.storage.ledger.ends import pending
 from plugins.storage.ledger.history import LEFT_TO_REPORT, ended_early
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW, within
+from plugins.storage.ledger.query import NOW, ONE, within
 from plugins.storage.ledger.rows import AGENT
-from plugins.storage.postgres.claiming import last_step
+from plugins.storage.postgres.claiming import with_last_step
 from plugins.storage.postgres.connecting import Connection
 from plugins.storage.postgres.durability import mode
-from plugins.storage.postgres.given import PLACE, Statement, instant, listed, rows
+from plugins.storage.postgres.given import PLACE, Statement, instant, listed, packed, row, rows
 from plugins.storage.postgres.recording import STEP, columns_of, created, deadline, given_for, row_of, step
 from plugins.storage.schema import SEQUENCE, Count, Flag, Id, Json, Text, agents, dump, runtime_brokers, transitions
 
-ENDED = {
+OUTCOME = {
     "epoch": Count,
     "attempt": sa.Integer,
-    "session": Id,
     "owner": Id,
     "to_state": Text,
     "reason": Text,
@@ -52,10 +51,10 @@ ENDED = {
     "took": Count,
     "failures": sa.Integer,
     "of_agent": Id,
-    "changes": Flag,
-    **{f"to_{name}": kind for name, kind in CHANGE.items()},
 }
-"""What an end says, as columns."""
+"""What an end says of its intent, as columns."""
+ENDED = OUTCOME | {"changes": Flag, **{f"to_{name}": kind for name, kind in CHANGE.items()}}
+"""And of its agent."""
 
 
 def plain(end: End) -> bool:
@@ -95,11 +94,12 @@ def _one_an_agent(ends: Sequence[End]) -> list[tuple[int, End]]:
 # -- an end of recorded work ------------------------------------------------------------------------------------
 
 
-def _ending(home: Home) -> Any:
-    given = rows("given", id=Id, **ENDED)
+def _ending(home: Home, *, alone: bool, changes: bool) -> Any:
+    """`alone`: of one end; `changes`: some may change their agents."""
+    given = (row if alone else rows)("given", id=Id, **(ENDED if changes else OUTCOME))
     c = home.c
     ended = (
-        home.update(
+        home.change(
             state=given.c.to_state,
             result=given.c.result,
             error=given.c.error,
@@ -107,70 +107,71 @@ def _ending(home: Home) -> Any:
             accepted_at=sa.func.coalesce(c.accepted_at, instant(given.c.took)),
             failures=c.failures + given.c.failures,
             ended_at=NOW,
-            sealed=None,
-            next_attempt_at=None,
+            sealed=sa.null(),
+            next_attempt_at=sa.null(),
         )
         .where(
             c.id == given.c.id,
-            within(c.id, sa.select(given.c.id)),
-            home.state == IN_PROGRESS,
+            *(() if alone else (within(c.id, sa.select(given.c.id)),)),
+            home.state == State.IN_PROGRESS,  # as an argument: the short index of all that is in hand is no way in
             c.claimed_epoch == given.c.epoch,
             c.attempts == given.c.attempt,
         )
-        .returning(given.c.n.label("place"), given.c.reason.label("because"), given.c.owner.label("by_node"))
+        .returning(
+            c.id,
+            c.broker_id,
+            home.state.label("state"),
+            c.claimed_epoch,
+            c.attempts,
+            packed(home.shape.columns).label("intent"),
+            *(given.c[name].label(name) for name in (PLACE, "reason", "owner", "of_agent")),
+        )
         .cte("ended")
     )
-    n, at = last_step(ended.c.id)
+    done = with_last_step(ended)
     told = sa.insert(transitions).from_select(
         ["intent_id", "n", "at", "from_state", "to_state", "reason", "node_id", "epoch", "attempt"],
         sa.select(
-            ended.c.id, sa.func.coalesce(n, 0) + 1, NOW, IN_PROGRESS, ended.c.state, ended.c.because,
-            ended.c.by_node, ended.c.claimed_epoch, ended.c.attempts,
+            done.c.id, sa.func.coalesce(done.c.step, 0) + ONE, NOW, IN_PROGRESS, done.c.state, done.c.reason,
+            done.c.owner, done.c.claimed_epoch, done.c.attempts,
         ),
     )  # fmt: skip
-    after = _agents_after(given, sa.select(ended.c.place).where(ended.c.place == given.c.n).exists())
-    intent = [ended.c[name] for name in _names(home)]
-    return _answer(given, after, ended, [n, at, *intent]).add_cte(told.cte("told"))
+    after = _agents_after(given, done) if changes else None
+    return _answer(done, after, done.c.step, done.c.since).add_cte(told.cte("told"))
 
 
-def _names(home: Home) -> list[str]:
-    return [column.name for column in home.shape.columns]
-
-
-def _agents_after(given: Any, when: Any) -> Any:
-    """The agents that these ends change, as they are after it."""
+def _agents_after(given: Any, done: Any, *when: Any) -> Any:
+    """The agents that what is done changes, as they are after it."""
     return (
         sa.update(agents)
         .values(changed(lambda name: given.c[f"to_{name}"]))
-        .where(agents.c.id == given.c.of_agent, given.c.changes, when)
-        .returning(given.c.n.label("place"), *AGENT.columns)
+        .where(agents.c.id == given.c.of_agent, given.c.changes, done.c[PLACE] == given.c[PLACE], *when)
+        .returning(done.c[PLACE].label(PLACE), packed(AGENT.columns).label("agent"))
         .cte("after")
     )
 
 
-def _answer(given: Any, after: Any, done: Any, columns: list[Any]) -> Any:
-    """For each end that was written: the columns of its intent, its agent, and what waits behind it."""
+def _answer(done: Any, after: Any, *more: Any) -> Any:
+    """For each end that was written: its place, now, what waits behind it, its agent, its intent, and more."""
     before = agents.alias("before")
     unchanged = [before.c[column.element.name] for column in AGENT.columns]
-    is_changed = after.c.place.is_not(None)
-    agent = [
-        sa.case((is_changed, after.c[column.name]), else_=old)
-        for column, old in zip(AGENT.columns, unchanged, strict=True)
-    ]
-    broker, who = done.c.broker_id, given.c.of_agent
-    joined = (
-        sa.join(given, done, done.c.place == given.c.n)
-        .outerjoin(after, after.c.place == given.c.n)
-        .outerjoin(before, before.c.id == given.c.of_agent)
-        .join(sa.select(mode()).subquery("moded"), sa.true())
-    )
-    waits = [pending(home, broker, who) for home in (CONTROL, MESSAGES)]
-    return sa.select(given.c.n, NOW, *waits, *agent, *columns).select_from(joined)
+    agent: Any = sa.select(packed(unchanged)).where(before.c.id == done.c.of_agent).scalar_subquery()
+    joined: Any = done.join(sa.select(mode()).subquery("moded"), sa.true())
+    if after is not None:
+        agent = sa.case((after.c[PLACE].is_not(None), after.c.agent), else_=agent)
+        joined = joined.outerjoin(after, after.c[PLACE] == done.c[PLACE])
+    waits = [pending(home, done.c.broker_id, done.c.of_agent) for home in (CONTROL, MESSAGES)]
+    return sa.select(done.c[PLACE], NOW, *waits, agent, done.c.intent, *more).select_from(joined)
 
 
-_BEFORE = 4
-"""Columns before those of the agent: the place, now, whether control work waits, whether messages do."""
-_END = {home.lane: Statement(lambda home=home: _ending(home)) for home in HOMES}  # type: ignore[misc]
+_BEFORE = 6
+"""Columns before those that differ: the place, now, whether control work waits, whether messages do, agent, intent."""
+_END = {
+    (home.lane, alone, changes): Statement(partial(_ending, home, alone=alone, changes=changes))
+    for home in HOMES
+    for alone in (False, True)
+    for changes in (False, True)
+}
 
 
 async def end(connection: Connection, ends: Sequence[End]) -> list[Settled | None]:
@@ -178,23 +179,21 @@ async def end(connection: Connection, ends: Sequence[End]) -> list[Settled | Non
     ledger's function knows what to do."""
     home = home_of(ends[0].op)
     told = [{PLACE: n, "id": one.intent_id, **_told(one)} for n, one in _one_an_agent(ends)]
-    lazily = all(one.lazily for one in ends)
+    statement = _END[home.lane, len(told) == 1, any(one.change for one in ends)]
+    given = told[0] if len(told) == 1 else {"given": listed(told)}
+    at = told[0][PLACE] if len(told) == 1 else 0
     outcome: list[Settled | None] = [None] * len(ends)
-    for row in await _END[home.lane].rows(connection, given=listed(told), lazily=lazily):
-        agent = _agent(row)
-        at = _BEFORE + len(AGENT)
-        n, since = row[at : at + 2]
-        intent = home.shape.read(row, at + 2)
-        outcome[row[0]] = _settled(row, intent, agent, (_step(intent, ends[row[0]], n or 0, since, row[1]),))
+    for found in await statement.rows(connection, **given, lazily=all(one.lazily for one in ends)):
+        place = at + found[0]
+        intent = home.shape.read(found[5])
+        n, since = found[_BEFORE:]
+        outcome[place] = _settled(found, intent, (_step(intent, ends[place], n or 0, since, found[1]),))
     return outcome
 
 
-def _agent(row: Any) -> Agent | None:
-    return AGENT.read(row, _BEFORE) if row[_BEFORE] is not None else None
-
-
-def _settled(row: Any, intent: Intent, agent: Agent | None, steps: Sequence[Transition]) -> Settled:
-    control, message = row[2:4]
+def _settled(found: Any, intent: Intent, steps: Sequence[Transition]) -> Settled:
+    control, message, told = found[2:5]
+    agent = None if told is None else AGENT.read(told)
     runs = agent is not None and agent.phase is Phase.RUNNING and agent.deleted_at is None
     waiting = bool(control or (runs and message))
     return Settled(accepted=True, intent=intent, agent=agent, transitions=tuple(steps), waiting=waiting)
@@ -221,7 +220,7 @@ def _step(intent: Intent, end: End, n: int, since: int | None, now: int) -> Tran
 
 
 def _storing(home: Home) -> Any:
-    given = given_for(home, **ENDED)
+    given = given_for(home, session=Id, **ENDED)
     names = [
         *columns_of(home), home.state.name, "seq", "deadline_at", home.created.name, "attempts", "failures",
         "claimed_by", "claimed_epoch", "claimed_session", "claimed_at", "sent_at", "accepted_at", "result", "error",
@@ -249,21 +248,26 @@ def _storing(home: Home) -> Any:
         postgresql.insert(home.table)
         .from_select(names, sa.select(*values).order_by(given.c.n))
         .on_conflict_do_nothing(index_elements=[home.c.id])
-        .returning(*home.shape.columns)
+        .returning(
+            home.c.id,
+            home.c.broker_id,
+            home.state.label("state"),
+            home.created.label("created_at"),
+            home.c.sent_at,
+            packed(home.shape.columns).label("intent"),
+        )
         .cte("born")
     )
     carried = _carried(given)
     current = sa.select(carried.c.epoch).where(carried.c.id == given.c.broker_id).scalar_subquery() == given.c.epoch
-    stored = sa.select(born.c.id).where(born.c.id == given.c.id).exists()
     done = (
-        sa.select(given.c.n.label("place"), current.label("current"), *born.c)
+        sa.select(given.c[PLACE], given.c.of_agent, current.label("current"), *born.c)
         .select_from(sa.join(born, given, born.c.id == given.c.id))
         .cte("done")
     )
-    after = _agents_after(given, sa.and_(stored, current))
+    after = _agents_after(given, done, done.c.current)
     told = sa.insert(transitions).from_select([*STEP, "epoch", "attempt"], _history(given, done)).cte("told")
-    intent = [done.c[name] for name in _names(home)]
-    return _answer(given, after, done, [done.c.current, *intent]).add_cte(told)
+    return _answer(done, after, done.c.current).add_cte(told)
 
 
 def _carried(given: Any) -> Any:
@@ -291,11 +295,11 @@ def _history(given: Any, done: Any) -> Any:
         [*step(2, ROUTED, State.IN_PROGRESS, "in_hand", given.c.node_id, sent), *hands],
         [*step(3, State.IN_PROGRESS, done.c.state, given.c.reason, given.c.owner, NOW, left), *hands],
     ]
-    joined = sa.join(done, given, done.c.place == given.c.n)
+    joined = sa.join(done, given, done.c[PLACE] == given.c[PLACE])
     return sa.union_all(*(sa.select(done.c.id, *one).select_from(joined) for one in steps))
 
 
-_STORE = {home.lane: Statement(lambda home=home: _storing(home)) for home in HOMES}  # type: ignore[misc]
+_STORE = {home.lane: Statement(partial(_storing, home)) for home in HOMES}
 
 
 async def store(connection: Connection, calls: Sequence[tuple[NewIntent, End]]) -> list[Settled | None]:
@@ -304,10 +308,9 @@ async def store(connection: Connection, calls: Sequence[tuple[NewIntent, End]]) 
     changes = _one_an_agent([ended for _, ended in calls])
     told = [{PLACE: n, **row_of(calls[n][0], home), **_told(ended)} for n, ended in changes]
     outcome: list[Settled | None] = [None] * len(calls)
-    for row in await _STORE[home.lane].rows(connection, given=listed(told), lazily=False):
-        new, ended = calls[row[0]]
-        at = _BEFORE + len(AGENT)
-        intent = home.shape.read(row, at + 1)
-        steps = ended_early(intent, new.advice, ended.reason, row[1], current=row[at])
-        outcome[row[0]] = _settled(row, intent, _agent(row), steps)
+    for found in await _STORE[home.lane].rows(connection, given=listed(told), lazily=False):
+        new, ended = calls[found[0]]
+        intent = home.shape.read(found[5])
+        steps = ended_early(intent, new.advice, ended.reason, found[1], current=found[_BEFORE])
+        outcome[found[0]] = _settled(found, intent, steps)
     return outcome

@@ -135,7 +135,7 @@ class PostgresStorage(Operations):
         return await self._hot.record(recording) or await super().record(recording)
 
     async def claim(self, request: ClaimRequest) -> Claims:
-        return await self._hot.claim(request) or await super().claim(request)
+        return await self._hot.claim(request, super().claim)
 
     async def end(self, end: End) -> Settled:
         return await self._hot.end(end) or await super().end(end)
