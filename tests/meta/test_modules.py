@@ -60,7 +60,7 @@ def test_every_module_can_be_imported_first() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
         cwd=ROOT,
     )
     assert json.loads(done.stdout) == {}
