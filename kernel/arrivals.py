@@ -63,6 +63,7 @@ class Arrivals:
 
     def _moved(self, changed: Changed) -> None:
         self._observer.tell(changed.transitions)
-        for intent in changed.intents:
-            if intent.state.ended:
-                self._waiters.ended(intent)
+        ended = [intent for intent in changed.intents if intent.state.ended]
+        for intent in ended:
+            self._waiters.ended(intent)
+        self._notices.ended(*ended)

@@ -17,6 +17,7 @@ from kernel.intent import Intent, Op, State
 from kernel.lanes import Work
 from kernel.link import Link
 from kernel.node import NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.remembered import Ending, Remembered, as_recorded
 from kernel.signals import Signal, SignalKind, Signals
@@ -43,6 +44,7 @@ class Ends:
         *,
         storage: Storage,
         signals: Signals,
+        notices: Notices,
         waiters: Waiters,
         observer: Observer,
         clock: Clock,
@@ -53,6 +55,7 @@ class Ends:
         """`lazy`: whether an end over this link may be undone by a crash of the database (see `End.lazily`)."""
         self._storage = storage
         self._signals = signals
+        self._notices = notices
         self._waiters = waiters
         self._observer = observer
         self._clock = clock
@@ -139,7 +142,7 @@ class Ends:
         self._observer.tell(settled.transitions)
         if settled.accepted and settled.intent:
             self._waiters.ended(settled.intent, settled.agent)
-            self._tell_entry(settled.intent)
+            self._notices.ended(settled.intent)
 
     def _unstorable(self, work: Work, outcome: Outcome, fault: Exception) -> Outcome:
         """The database refuses this very end: what is stored instead holds nothing that the broker said. What it did
@@ -186,7 +189,7 @@ class Ends:
         self._observer.tell(recorded.transitions)
         self._waiters.recorded(work.intent.id)
         if any(intent.state is State.PENDING for intent in recorded.intents):  # the session moved: whose is it now?
-            self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=work.intent.broker_id))
+            self._notices.wake(work.intent.broker_id)
 
     def _tell(self, work: Work, outcome: Outcome, settled: Settled) -> None:
         self._observer.tell(settled.transitions)
@@ -196,19 +199,14 @@ class Ends:
             self._signals.signal(self._node_id, Signal(kind=SignalKind.ENDED, ids=(work.intent.id,)))
         elif intent and intent.state.ended:
             self._waiters.ended(intent, settled.agent)
-            self._tell_entry(intent)
+            self._notices.ended(intent)
         elif outcome.retry_in:
             self._tasks.start_soon(self._wake_in, outcome.retry_in * 1.25, work.intent.broker_id)
         for dropped in settled.dropped:
             self._waiters.ended(dropped)
-            self._tell_entry(dropped)
+            self._notices.ended(dropped)
         if settled.waiting:
             work.link.wake()
-
-    def _tell_entry(self, intent: Intent) -> None:
-        """Wake the hub whose caller waits, if it is another."""
-        if intent.node_id != self._node_id:
-            self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
 
     async def _wake_in(self, seconds: float, broker_id: str) -> None:
         await anyio.sleep(seconds)

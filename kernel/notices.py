@@ -64,10 +64,14 @@ class Notices:
             work.told_at = now
             self._signals.signal(NodeId(work.intent.node_id), Signal(kind=SignalKind.PROGRESS, ids=(work.intent.id,)))
 
-    def ended(self, intent: Intent) -> None:
-        """Those who wait for it may do so on the node that accepted it."""
-        if intent.node_id != self._node_id:
-            self._signals.signal(NodeId(intent.node_id), Signal(kind=SignalKind.ENDED, ids=(intent.id,)))
+    def ended(self, *intents: Intent) -> None:
+        """Those who wait for them may do so on the nodes that accepted them: one signal for each such node."""
+        theirs: defaultdict[str, list[str]] = defaultdict(list)
+        for intent in intents:
+            if intent.node_id != self._node_id:
+                theirs[intent.node_id].append(intent.id)
+        for node_id, ids in theirs.items():
+            self._signals.signal(NodeId(node_id), Signal(kind=SignalKind.ENDED, ids=tuple(ids)))
 
     def stop(self, intent: Intent) -> None:
         """The node that has it in hand, if one has, is to stop it."""

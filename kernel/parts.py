@@ -118,7 +118,7 @@ def _story(ground: Ground) -> Story:
     directs = _directs(ground, links)
     waiters = Waiters(ground.storage, ground.clock, ground.settings.bus.rekick)
     notices = Notices(signals=ground.signals, observer=ground.observer, node_id=ground.node_id, clock=ground.clock)
-    ends = _ends(ground, waiters)
+    ends = _ends(ground, waiters, notices)
     delivery = Delivery(attempts=_attempts(ground), ends=ends, notices=notices, clock=ground.clock, tasks=ground.tasks)
     dispatcher = Dispatcher(
         storage=ground.storage,
@@ -169,10 +169,11 @@ def _directs(ground: Ground, links: Links) -> Directs:
     )
 
 
-def _ends(ground: Ground, waiters: Waiters) -> Ends:
+def _ends(ground: Ground, waiters: Waiters, notices: Notices) -> Ends:
     return Ends(
         storage=ground.storage,
         signals=ground.signals,
+        notices=notices,
         waiters=waiters,
         observer=ground.observer,
         clock=ground.clock,
@@ -287,7 +288,7 @@ def _sweeps(ground: Ground, story: Story) -> Sweeps:
         storage=ground.storage,
         observer=ground.observer,
         waiters=story.waiters,
-        signals=ground.signals,
+        notices=story.notices,
         pulse=ground.pulse,
         clock=ground.clock,
         every=ground.settings.sweep,

@@ -13,9 +13,9 @@ import msgspec
 from kernel.clock import Clock
 from kernel.errors import StorageUnavailable
 from kernel.node import NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.pulse import Pulse
-from kernel.signals import Signal, SignalKind, Signals
 from kernel.storage import Changed, Reaped, Storage, Unfinished
 from kernel.waiters import Waiters
 
@@ -58,7 +58,7 @@ class Sweeps:
         storage: Storage,
         observer: Observer,
         waiters: Waiters,
-        signals: Signals,
+        notices: Notices,
         pulse: Pulse,
         clock: Clock,
         every: SweepSettings,
@@ -68,7 +68,7 @@ class Sweeps:
         self._storage = storage
         self._observer = observer
         self._waiters = waiters
-        self._signals = signals
+        self._notices = notices
         self._pulse = pulse
         self._clock = clock
         self._every = every
@@ -148,7 +148,9 @@ class Sweeps:
 
     def _moved(self, changed: Changed) -> None:
         self._observer.tell(changed.transitions)
-        for intent in changed.intents:
-            if intent.state.ended:
-                self._waiters.ended(intent)
-            self._signals.signal(None, Signal(kind=SignalKind.WORK, broker_id=intent.broker_id))
+        ended = [intent for intent in changed.intents if intent.state.ended]
+        for intent in ended:
+            self._waiters.ended(intent)
+        self._notices.ended(*ended)
+        for broker_id in dict.fromkeys(intent.broker_id for intent in changed.intents):
+            self._notices.wake(broker_id)

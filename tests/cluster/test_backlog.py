@@ -8,6 +8,7 @@ import pytest
 from kernel.clock import SYSTEM
 from kernel.config import Settings
 from kernel.node import Node
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.pulse import Pulse
 from kernel.signals import InProcessSignals
@@ -52,7 +53,7 @@ async def nothing() -> None:
 
 
 async def sweeps_of(storage: Storage, world: World) -> Sweeps:
-    now = SYSTEM.now()
+    now, observer = SYSTEM.now(), Observer(Silent(), Silent(), Silent())
     pulse = Pulse(
         storage,
         Node(id=world.node, started_at=now, beat_at=now, version="t"),
@@ -64,9 +65,9 @@ async def sweeps_of(storage: Storage, world: World) -> Sweeps:
     await pulse.start()
     return Sweeps(
         storage=storage,
-        observer=Observer(Silent(), Silent(), Silent()),
+        observer=observer,
         waiters=Waiters(storage, SYSTEM, ()),
-        signals=InProcessSignals(SYSTEM),
+        notices=Notices(signals=InProcessSignals(SYSTEM), observer=observer, node_id=world.node, clock=SYSTEM),
         pulse=pulse,
         clock=SYSTEM,
         every=Settings().sweep,

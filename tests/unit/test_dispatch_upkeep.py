@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
 import pytest
 
+from kernel.arrivals import Arrivals
 from kernel.clock import SYSTEM, Clock, Instant
 from kernel.config import Settings
 from kernel.errors import StorageUnavailable
 from kernel.intent import Intent, IntentId, Lane, Op, State
 from kernel.node import Node, NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.pulse import Pulse
-from kernel.signals import InProcessSignals
-from kernel.storage import Changed
+from kernel.signals import Signal, SignalKind
+from kernel.storage import Changed, Released
 from kernel.sweeps import BATCH, Judgement, Sweeps
 from kernel.waiters import Waiters
+from tests.unit.test_signals_senders import Told
 
 pytestmark = pytest.mark.anyio
 NODE = Node(id=NodeId("n"), started_at=Instant(0), beat_at=Instant(0), version="t")
@@ -175,11 +179,12 @@ async def test_a_sweep_ends_everything_that_is_overdue() -> None:
     storage: Any = Overdue(2 * BATCH + 3)
     pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=0)
     await pulse.start()
+    signals, observer = Told(SYSTEM), Observer(Silent(), Silent(), Silent())
     sweeps = Sweeps(
         storage=storage,
-        observer=Observer(Silent(), Silent(), Silent()),
+        observer=observer,
         waiters=Waiters(storage, SYSTEM, ()),
-        signals=InProcessSignals(SYSTEM),
+        notices=Notices(signals=signals, observer=observer, node_id=NodeId("sweeps"), clock=SYSTEM),
         pulse=pulse,
         clock=SYSTEM,
         every=Settings().sweep,
@@ -188,3 +193,25 @@ async def test_a_sweep_ends_everything_that_is_overdue() -> None:
     )
     await sweeps.stuck()
     assert storage.left == 0
+    accepted = [tuple(str(n) for n in range(count)) for count in (BATCH, BATCH, 3)]
+    ended = [(NodeId("n"), Signal(kind=SignalKind.ENDED, ids=ids)) for ids in accepted]
+    assert [one for one in signals.told if one[1].kind is SignalKind.ENDED] == ended, "callers wait on its hub"
+    assert signals.told.count((None, Signal(kind=SignalKind.WORK, broker_id="b"))) == 3, "one for a broker and round"
+
+
+async def test_hub_whose_caller_waits_is_told_of_what_a_session_took_down_with_it() -> None:
+    signals, observer, woken = Told(SYSTEM), Observer(Silent(), Silent(), Silent()), list[str]()
+    unused: Any = None
+    arrivals = Arrivals(
+        lanes=unused,
+        drain=cast("Any", SimpleNamespace(wake=woken.append)),
+        reports=unused,
+        notices=Notices(signals=signals, observer=observer, node_id=NodeId("here"), clock=SYSTEM),
+        observer=observer,
+        signals=signals,
+        waiters=Waiters(unused, SYSTEM, ()),
+    )
+    link = cast("Any", SimpleNamespace(session=SimpleNamespace(broker_id="b")))
+    arrivals.left(link, Released(cleared=True, changed=Changed(intents=(_expired(1), _expired(2)))))
+    assert signals.told == [(NodeId("n"), Signal(kind=SignalKind.ENDED, ids=("1", "2")))]
+    assert woken == ["b"]

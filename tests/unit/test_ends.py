@@ -13,6 +13,7 @@ from kernel.ends import Ends
 from kernel.errors import Invalid
 from kernel.intent import State
 from kernel.node import NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.signals import InProcessSignals
 from kernel.storage import End, Settled
@@ -42,11 +43,13 @@ class Picky:
 
 async def stored(storage: Any, outcome: Outcome) -> End:
     async with anyio.create_task_group() as tasks:
+        signals, observer = InProcessSignals(SYSTEM), Observer(Silent(), Silent(), Silent())
         ends = Ends(
             storage=storage,
-            signals=InProcessSignals(SYSTEM),
+            signals=signals,
+            notices=Notices(signals=signals, observer=observer, node_id=NodeId("n"), clock=SYSTEM),
             waiters=Waiters(storage, SYSTEM, (math.inf,)),
-            observer=Observer(Silent(), Silent(), Silent()),
+            observer=observer,
             clock=SYSTEM,
             node_id=NodeId("n"),
             tasks=tasks,

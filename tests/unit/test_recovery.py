@@ -23,6 +23,7 @@ from kernel.lanes import Lanes, Work
 from kernel.link import Link
 from kernel.links import Links
 from kernel.node import Node, NodeId
+from kernel.notices import Notices
 from kernel.observe import Observer
 from kernel.pulse import Pulse
 from kernel.recovery import Recovery
@@ -109,12 +110,13 @@ class Bench:
         self.breaks = 0
         self.sent: list[str] = []
         self.let_go = anyio.Event()
-        observer = Observer(Silent(), Silent(), Silent())
+        signals, observer = InProcessSignals(SYSTEM), Observer(Silent(), Silent(), Silent())
         self.lanes = Lanes(tasks, SYSTEM, deliver=self._deliver, put_aside=self._deliver)
         self.pulse = Pulse(storage, NODE, SYSTEM, every=1, lost_after=60, grace=30, breaks=lambda: self.breaks)
         self.ends = Ends(
             storage=storage,
-            signals=InProcessSignals(SYSTEM),
+            signals=signals,
+            notices=Notices(signals=signals, observer=observer, node_id=NODE.id, clock=SYSTEM),
             waiters=Waiters(storage, SYSTEM, ()),
             observer=observer,
             clock=SYSTEM,
