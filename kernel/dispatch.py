@@ -273,16 +273,20 @@ class Delivery:
         return control.agent is None or control.agent.phase is Phase.RUNNING
 
     def stop(self, intent: Intent) -> None:
-        """Stop it wherever it is in hand: here, or on the node that claimed it."""
-        if not self.stop_here(intent.id):
+        """Stop it wherever it is in hand: here, or on the node that claimed it. What is here may be an attempt that was
+        lost, and is about to go."""
+        work = self.lanes.find(intent.id)
+        self.stop_here(intent.id)
+        if work is None or work.attempt != intent.attempts:
             self._notices.stop(intent)
 
-    def stop_here(self, intent_id: str) -> bool:
-        """Stop what is in this node's hands: unsent, its turn ends it; sent, the broker is asked. False: not here."""
+    def stop_here(self, intent_id: str) -> None:
+        """Stop what is in this node's hands: unsent, its turn ends it; sent, the broker is asked. What comes into its
+        hands a moment later is not sent."""
         work = self.lanes.find(intent_id)
         if work is None:
-            return False
+            self.lanes.refuse(intent_id)
+            return
         work.cancelled = True
         work.end_wait()
         work.link.cancel(intent_id)
-        return True

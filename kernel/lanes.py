@@ -17,6 +17,9 @@ from kernel.latch import Latch
 from kernel.link import Exchange, Link
 from kernel.storage import AgentView, NewIntent
 
+REMEMBERED = 5.0
+"""Seconds for which it is remembered that something is not wanted: as long as the answer of a claim may take."""
+
 
 class Work:
     """An intent in this node's hands: claimed from its row, or LOCAL and not written anywhere yet."""
@@ -163,9 +166,13 @@ class Lanes:
         self._put_aside = put_aside
         self._queues: dict[tuple[str, Lane], deque[Work]] = {}
         self._by_id: dict[str, Work] = {}
+        self._unwanted: dict[str, float] = {}
+        """What was to be stopped and was not here, by when."""
 
     def enter(self, work: Work) -> None:
         """Take the last place in the agent's lane; the order of these calls is the order of delivery."""
+        if self._unwanted and not work.retried:  # else only its broker knows what became of it
+            work.cancelled = self._was_refused(work.intent.id)
         self._by_id[work.intent.id] = work
         key = (work.intent.agent_id, work.intent.lane)
         queue = self._queues.get(key)
@@ -222,6 +229,15 @@ class Lanes:
 
     def find(self, intent_id: str) -> Work | None:
         return self._by_id.get(intent_id)
+
+    def refuse(self, intent_id: str) -> None:
+        """Whoever asks to stop it may be quicker than the answer of the claim that brings it here."""
+        now = self._clock.monotonic()
+        self._unwanted = {one: at for one, at in self._unwanted.items() if at >= now - REMEMBERED}
+        self._unwanted[intent_id] = now
+
+    def _was_refused(self, intent_id: str) -> bool:
+        return self._unwanted.pop(intent_id, -math.inf) >= self._clock.monotonic() - REMEMBERED
 
     def of_agent(self, agent_id: str) -> list[Work]:
         return [work for lane in Lane for work in self._queues.get((agent_id, lane), ())]

@@ -9,10 +9,12 @@ import anyio
 import msgspec
 import pytest
 
+from kernel import lanes as lanes_of
 from kernel import wire
 from kernel.broker import Broker, Epoch, Session, SessionId
 from kernel.clock import SYSTEM, Instant
 from kernel.config import Settings
+from kernel.dispatch import Delivery
 from kernel.drain import Drain
 from kernel.errors import StorageUnavailable
 from kernel.handover import Handover
@@ -26,6 +28,7 @@ from kernel.storage import Changed, ClaimRequest, Claims, Released, SessionClaim
 from tests.unit.test_dispatch_lanes import Silent, a_link, a_work, until
 
 pytestmark = pytest.mark.anyio
+NOTHING: Any = None
 
 
 # -- a turn that comes at once ---------------------------------------------------------------------------------
@@ -90,6 +93,74 @@ async def test_what_is_given_up_before_its_place_is_not_sent_whenever_its_turn_c
         second.end_wait()
         await until(second.settled.is_set)
     assert places.told == {"1": "sent", "2": "not sent"}
+
+
+# -- a wish to stop that is quicker than what it means ----------------------------------------------------------
+
+
+async def test_what_was_to_be_stopped_before_its_claim_was_answered_is_not_sent() -> None:
+    places, link = Places(), a_link()
+    places.place.set()
+    places.answer.set()
+    async with anyio.create_task_group() as tasks:
+        delivery = Delivery(attempts=NOTHING, ends=NOTHING, notices=NOTHING, clock=SYSTEM, tasks=tasks)
+        delivery.lanes = Lanes(tasks, SYSTEM, deliver=places.deliver, put_aside=places.deliver)
+        delivery.stop_here("1")
+        for name in ("1", "2"):
+            delivery.lanes.enter(a_work(link, name, agent=name))
+        await until(lambda: len(places.told) == 2)
+        assert places.told == {"1": "not sent", "2": "sent"}
+        delivery.lanes.enter(a_work(link, "1"))
+        await until(lambda: places.told["1"] == "sent")
+
+
+async def test_a_wish_to_stop_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_of, "REMEMBERED", 0.05)
+    places, link = Places(), a_link()
+    places.place.set()
+    places.answer.set()
+    async with anyio.create_task_group() as tasks:
+        lanes = Lanes(tasks, SYSTEM, deliver=places.deliver, put_aside=places.deliver)
+        lanes.refuse("1")
+        await anyio.sleep(0.1)
+        lanes.refuse("2")
+        lanes.enter(a_work(link, "1"))
+        await until(lambda: places.told == {"1": "sent"})
+        assert list(lanes._unwanted) == ["2"]
+
+
+async def test_what_may_have_been_sent_before_is_sent_again_whoever_asked_to_stop_it() -> None:
+    """Else nobody would ever know what became of it."""
+    places, link = Places(), a_link()
+    places.place.set()
+    places.answer.set()
+    async with anyio.create_task_group() as tasks:
+        lanes = Lanes(tasks, SYSTEM, deliver=places.deliver, put_aside=places.deliver)
+        lanes.refuse("1")
+        again = msgspec.structs.replace(a_work(link, "1").intent, attempts=2)
+        lanes.enter(Work(intent=again, link=link, until=SYSTEM.monotonic() + 60.0))
+        await until(lambda: places.told == {"1": "sent"})
+
+
+@pytest.mark.parametrize(("attempts", "told"), [(1, []), (2, ["1"])])
+async def test_who_has_it_by_now_is_told_to_stop_though_a_lost_attempt_is_still_here(
+    attempts: int, told: list[str]
+) -> None:
+    places, link, stopped = Places(), a_link(), list[str]()
+
+    class Heard:
+        def stop(self, intent: Intent) -> None:
+            stopped.append(intent.id)
+
+    async with anyio.create_task_group() as tasks:
+        heard = cast("Any", Heard())
+        delivery = Delivery(attempts=NOTHING, ends=NOTHING, notices=heard, clock=SYSTEM, tasks=tasks)
+        delivery.lanes = Lanes(tasks, SYSTEM, deliver=places.deliver, put_aside=places.deliver)
+        work = a_work(link, "1")
+        delivery.lanes.enter(work)
+        await anyio.wait_all_tasks_blocked()
+        delivery.stop(msgspec.structs.replace(work.intent, attempts=attempts))
+    assert (stopped, places.told) == (told, {"1": "not sent"})
 
 
 # -- claims that are answered late -------------------------------------------------------------------------------
@@ -303,16 +374,15 @@ class Standing:
 
 
 def handing_over(ends: Slowly) -> Handover:
-    nothing: Any = None
     return Handover(
-        storage=nothing,
-        links=nothing,
-        dispatcher=nothing,
+        storage=NOTHING,
+        links=NOTHING,
+        dispatcher=NOTHING,
         lanes=cast("Any", Standing()),
         ends=cast("Any", ends),
-        waiters=nothing,
-        readiness=nothing,
-        pulse=nothing,
+        waiters=NOTHING,
+        readiness=NOTHING,
+        pulse=NOTHING,
         clock=SYSTEM,
     )
 
