@@ -408,7 +408,8 @@ def _lines(path: Path) -> list[str]:
 
 def main() -> None:
     """A database to try hubs on: it prints what names it, serves until Ctrl-C, and keeps nothing."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ends in (signal.SIGINT, signal.SIGTERM):  # a shell has what it starts with `&` ignore the first
+        signal.signal(ends, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), Server(durable=True) as server:
         print(f"export POINTSMAN_DSN='{server.dsn()}'", flush=True)
         while server.alive:

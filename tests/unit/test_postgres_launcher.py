@@ -232,7 +232,8 @@ def test_a_killed_test_run_leaves_no_server_and_its_folder_goes_with_the_next() 
 
 @pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_had_from_a_terminal(ends: signal.Signals) -> None:
-    command = [sys.executable, "-m", "kernel.testing.postgres"]
+    """Also from a script, which has what it starts with `&` ignore Ctrl-C."""
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "kernel.testing.postgres"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
         told = run.stdout.readline()
