@@ -23,7 +23,7 @@ BAD_FRAMES_A_MINUTE = 10
 MOST_EVENTS = 1_000
 """Events of one broker that wait to be applied; heartbeats repeat what a dropped one said."""
 ALTERNATIONS_A_MINUTE = 3
-"""Claims by turns of two instances, in a minute, that show two processes with one identity."""
+"""Changes from one instance to another, in a minute, that show two processes with one identity."""
 POLL = 0.05
 """Seconds between two looks at whether everything is answered, at a stop."""
 
@@ -43,7 +43,7 @@ class Turns:
         if not self._claims or self._claims[-1][1] != instance:
             self._claims = [*self._claims[-2 * ALTERNATIONS_A_MINUTE - 1 :], (now, instance)]
         recent = [name for at, name in self._claims if now - at < 60.0]
-        return len(recent) > ALTERNATIONS_A_MINUTE + 1 and len(set(recent)) < len(recent)
+        return len(recent) > ALTERNATIONS_A_MINUTE and len(set(recent)) < len(recent)
 
 
 class Pace:
