@@ -19,6 +19,8 @@ class Conflicts:
     def __init__(self, storage: Brokers, tasks: anyio.abc.TaskGroup) -> None:
         self._storage = storage
         self._tasks = tasks
+        self.told = 0
+        """How many conflicts were found, each counted once."""
 
     def tell(self, broker: Broker) -> None:
         self._tasks.start_soon(self._tell, broker)
@@ -26,6 +28,7 @@ class Conflicts:
     async def _tell(self, broker: Broker) -> None:
         if broker.conflict:
             return
+        self.told += 1
         log.error(
             "broker %s (%s): two processes use its identity by turns; "
             "give each its own with `pointsman broker register`",

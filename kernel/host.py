@@ -26,6 +26,8 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """By (op, state)."""
     stuck_messages: int
     late_ends: int
+    conflicts: int
+    """Brokers whose identity two processes were found to use by turns."""
     untold: int
     """Transitions and measures that came faster than exporters took them."""
     links_closed: dict[int, int]

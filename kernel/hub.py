@@ -78,6 +78,7 @@ class Hub:
             unfinished={(op, state): count for (op, state), count in unfinished.counts.items()},
             stuck_messages=unfinished.stuck_messages,
             late_ends=story.ends.late + story.links.late_answers,
+            conflicts=story.conflicts.told,
             untold=self.ground.observer.dropped,
             links_closed=dict(story.links.closed),
             links_refused=dict(story.links.refused),

@@ -69,6 +69,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     """What a call meets on its way to its end."""
 
     links: Links
+    conflicts: Conflicts
     directs: Directs
     waiters: Waiters
     notices: Notices
@@ -114,7 +115,8 @@ def build(ground: Ground) -> Parts:
 
 
 def _story(ground: Ground) -> Story:
-    links = _links(ground)
+    conflicts = Conflicts(ground.storage, ground.tasks)
+    links = _links(ground, conflicts)
     directs = _directs(ground, links)
     waiters = Waiters(ground.storage, ground.clock, ground.settings.bus.rekick)
     notices = Notices(signals=ground.signals, observer=ground.observer, node_id=ground.node_id, clock=ground.clock)
@@ -137,6 +139,7 @@ def _story(ground: Ground) -> Story:
     )
     return Story(
         links=links,
+        conflicts=conflicts,
         directs=directs,
         waiters=waiters,
         notices=notices,
@@ -146,14 +149,14 @@ def _story(ground: Ground) -> Story:
     )
 
 
-def _links(ground: Ground) -> Links:
+def _links(ground: Ground, conflicts: Conflicts) -> Links:
     return Links(
         storage=ground.storage,
         node_id=ground.node_id,
         clock=ground.clock,
         settings=ground.settings.channel,
         window=ground.settings.dispatch.window,
-        tells_conflict=Conflicts(ground.storage, ground.tasks).tell,
+        tells_conflict=conflicts.tell,
     )
 
 

@@ -106,6 +106,7 @@ class Levels(Collector):
         yield _counter("bus_reconnects", "How often the bus's listener had to connect again.", seen.bus_reconnects)
         yield _counter("untold", "Transitions and measures that came faster than they could be counted.", seen.untold)
         yield _counter("late_ends", "Ends that came when somebody else owned the dispatch.", seen.late_ends)
+        yield _counter("conflicts", "Brokers whose identity two processes used by turns.", seen.conflicts)
         yield from _labelled(seen)
 
 
