@@ -11,7 +11,7 @@ from kernel.broker import BrokerId, Session
 from kernel.config import Settings
 from kernel.errors import InvalidJoinToken, InvalidState, NotFound
 from kernel.intent import Op
-from kernel.storage import AgentFilter, BrokerJoin, Page, Recording, Registered, Storage
+from kernel.storage import AgentFilter, BrokerEdit, BrokerJoin, Page, Recording, Registered, Storage
 from kernel.testing.storage.world import World, uuid
 from plugins.storage.postgres.connecting import Connection, Target
 from plugins.storage.postgres.opening import opened
@@ -140,3 +140,17 @@ async def test_a_session_that_is_being_replaced_is_told_to_have_lost_when_it_has
         assert await world.storage.renew([session]) == ()
         await other.execute("COMMIT")
     assert await world.storage.renew([session]) == (session.session_id,)
+
+
+async def test_a_conflict_that_is_over_is_cleared_and_no_locked_row_keeps_a_sweep(
+    world: World, other: Connection
+) -> None:
+    held = [one.broker_id for one in await sessions(world, 2)]
+    calm = "UPDATE runtime_brokers SET conflict = true, connected_at = now() - interval '121 s' WHERE id = ANY($1)"
+    await other.execute(calm, held)
+    await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, conflict=True))  # connected just now
+    async with unfinished(other, ("SELECT 1 FROM runtime_brokers WHERE id = $1 FOR UPDATE", held[0])):
+        with anyio.fail_after(4):
+            await world.storage.reap(world.node, lost_after=600.0, stale_after=600.0)
+    fighting = {broker.id for broker in await world.storage.list_brokers(Page()) if broker.conflict}
+    assert fighting == {held[0], world.broker.id}

@@ -10,6 +10,7 @@ import pytest
 from kernel import (
     AgentId,
     AlreadyExists,
+    BrokerEdit,
     Clock,
     IdempotencyKey,
     Instant,
@@ -208,3 +209,14 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         await world.new_agent(slug=agent.slug, id=AgentId(uuid()))
     await second.close()
+
+
+async def test_a_conflict_is_over_when_one_session_lasted(world: World, clock: Standing) -> None:
+    """Until then each of the two was told within half a minute that the other had taken its place."""
+    await world.storage.edit_broker(BrokerEdit(broker_id=world.broker.id, conflict=True))
+    for seconds, conflict in ((119.0, True), (2.0, False)):
+        clock.pass_(seconds)
+        await world.storage.beat(world.node, draining=False)
+        await world.storage.renew([world.session])
+        assert (await world.storage.reap(world.node, lost_after=6.0, stale_after=15.0)).cleared == ()
+        assert (await world.read_broker()).conflict == conflict

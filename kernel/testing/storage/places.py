@@ -188,6 +188,14 @@ class BrokerContract(StorageContract):
         with pytest.raises(InvalidJoinToken):
             await world.storage.join_broker(join)
 
+    async def test_a_join_is_the_end_of_a_conflict(self, world: World) -> None:
+        """Whoever used a copy of the former secret is shut out."""
+        asked = world.registration()
+        broker_id = (await world.storage.register_broker(asked)).broker.id
+        assert (await world.storage.edit_broker(BrokerEdit(broker_id=broker_id, conflict=True))).conflict
+        join = BrokerJoin(broker_id=broker_id, token_hash=asked.token_hash, key_id=uuid(), sealed=b"s")
+        assert not (await world.storage.join_broker(join)).conflict
+
     async def test_of_joins_with_one_token_at_once_one_succeeds(self, world: World) -> None:
         asked = world.registration()
         broker = (await world.storage.register_broker(asked)).broker

@@ -218,6 +218,7 @@ _JOINED = Query[Any](
         version=sa.func.coalesce(param("runs", sa.Text()), _b.version),
         capabilities=param("can"),
         announced=param("can", _b.announced.type),
+        conflict=False,
         updated=NOW,
         lock_version=_b.lock_version + 1,
     )
@@ -226,8 +227,8 @@ _JOINED = Query[Any](
 
 
 def join_broker(tx: Tx, join: BrokerJoin) -> Broker:
-    """Swap a join token for a secret, once; what the broker had before is revoked, and the session that stands on it is
-    cleared. The answer still names that session, so that its node can be told.
+    """Swap a join token for a secret, once; what the broker had before is revoked, the session that stands on it is
+    cleared, and a conflict is over. The answer still names that session, so that its node can be told.
 
     Raises: InvalidJoinToken, ExpiredJoinToken.
     """

@@ -27,7 +27,7 @@ from kernel import (
 from plugins.storage.ledger.query import NOW, Greatest, Query, Tx, among, first, param, within
 from plugins.storage.ledger.rows import BROKER
 from plugins.storage.ledger.sweeping import STAMP_SENT, Moves, count_crash, hand_back, in_hand
-from plugins.storage.schema import hub_nodes, runtime_brokers
+from plugins.storage.schema import Instant, hub_nodes, runtime_brokers
 
 ORDERLY = 1000
 """The close code of a broker that stops; any other end is a crash if another process comes back."""
@@ -240,10 +240,21 @@ _CLEAR = Query[BrokerId](
     first,
 )
 
+CALM_AFTER = 120.0
+"""Seconds since the newest session of a broker came, after which nobody takes its socket by turns any more: who lost it
+to another process waits 30."""
+_calm = (_b.conflict, _b.connected_at < param("calm_since", Instant()))
+_unlocked = sa.select(_b.id).where(*_calm).order_by(_b.id).with_for_update(skip_locked=True, key_share=True)
+_APPEASE = Query[Any](
+    sa.update(runtime_brokers)
+    .values(conflict=False, updated=NOW, lock_version=_b.lock_version + 1)
+    .where(within(_b.id, _unlocked), *_calm)
+)
+
 
 def reap(tx: Tx, judge: NodeId, lost_after: float, stale_after: float) -> Reaped:
-    """Silent nodes are lost; affinity that names one, or was not renewed, is cleared. Who is silent itself judges
-    nobody."""
+    """Silent nodes are lost; affinity that names one, or was not renewed, is cleared. So is a conflict that is over.
+    Who is silent itself judges nobody."""
     if not tx.elect("reap"):
         return Reaped()
     silent_since = tx.now - int(lost_after * 1_000_000)
@@ -253,6 +264,7 @@ def reap(tx: Tx, judge: NodeId, lost_after: float, stale_after: float) -> Reaped
     stale_since = tx.now - int(stale_after * 1_000_000)
     stale = tx.all(_STALE, stale_since=stale_since)
     cleared = tx.all(_CLEAR, brokers=stale, stale_since=stale_since) if stale else []
+    tx.run(_APPEASE, calm_since=tx.now - int(CALM_AFTER * 1_000_000))
     moves = Moves()
     if cleared:
         hand_back(tx, in_hand(tx, *cleared), "owner_lost", None, moves)
