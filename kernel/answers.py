@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
@@ -118,9 +119,11 @@ class Answers:
             waiter.progress()
 
     async def _moves_on(self, waiter: Waiter) -> bool:
-        """Whether its row tells of a progress, or of the end, that no signal told."""
+        """Whether its row tells of a progress, or of the end, that no signal told. A database that is away tells
+        nothing: what is given up for that is stopped all the same."""
         heard_at = waiter.heard_at
-        await self._waiters.read([waiter.intent_id])
+        with suppress(StorageUnavailable):
+            await self._waiters.read([waiter.intent_id])
         return waiter.over or waiter.heard_at > heard_at
 
     async def _was_taken(self, intent: Intent) -> bool:

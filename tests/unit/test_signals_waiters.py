@@ -262,3 +262,15 @@ async def test_silence_is_told_after_one_window() -> None:
         started = SYSTEM.monotonic()
         assert await answers._seen(rows.rows["i"], waiter, 30.0) is Unended.SILENT
     assert SYSTEM.monotonic() - started < 0.7
+
+
+async def test_silence_is_told_also_while_the_database_is_away() -> None:
+    """What waits in this hub's hands must be stopped whether or not its row can be read."""
+    rows = Rows()
+    answers = answering(rows, 0.2)
+    rows.put("i", State.IN_PROGRESS, claimed_at=Instant(1))
+    with anyio.fail_after(30), answers._waiters.register(IntentId("i")) as waiter:
+        waiter.recorded = True
+        rows.away = 1
+        assert await answers._seen(rows.rows["i"], waiter, 30.0) is Unended.SILENT
+    assert rows.away == 0, "it was asked"
