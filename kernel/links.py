@@ -142,6 +142,16 @@ class Links:
         """Its session was renewed within ten seconds: good enough to send without a row."""
         return self._clock.monotonic() - link.renewed_at < 10.0
 
+    def frame_limit(self, broker: Broker) -> int | None:
+        """Bytes that one frame to it may have: on its socket here, or on the one that its row tells of. None while it
+        has none: its next one may be another's."""
+        link = self.of(broker.id)
+        if link is not None:
+            return link.frame_limit
+        if not broker.online:
+            return None
+        return self._settings.frame_limit if broker.capabilities else self._settings.stock_frame_limit
+
     def too_often(self, broker: Broker, stock_limit: int, limit: int, within: float) -> bool:
         """Whether the broker claims again and again: more than 5 claims in 10 s, 30 for one that names instances."""
         claims = self._claims.get(broker.id, ())

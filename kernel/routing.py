@@ -79,7 +79,7 @@ class Routing:
         if advice.route is Route.REFUSE:
             self._observer.tell([self._refused(call, intent_id, advice.reason)])
             raise _refusal(request, advice)
-        self._check_size(call)
+        self._check_size(call, broker)
         by = advised.plugin if advised else KERNEL
         return Decided(request=request, advice=advice, why={"reason": advice.reason, "by": by})
 
@@ -123,14 +123,13 @@ class Routing:
         missing = broker.missing_for
         return missing is not None and missing < self._reconnect_grace and not broker.left_orderly
 
-    def _check_size(self, call: Call) -> None:
-        """What can never fit into a frame to this broker is told now, where the broker is known."""
-        link = self._links.of(call.view.agent.runtime_broker_id or "")
+    def _check_size(self, call: Call, broker: Broker) -> None:
+        """What can never fit into a frame to this broker is told now, whichever hub holds it."""
+        limit = self._links.frame_limit(broker)
         size = len(msgspec.json.encode(call.args)) * 4 // 3 + FRAME_ALLOWANCE
-        if link and size > link.frame_limit:
-            raise PayloadTooLarge(
-                f"the request needs a frame of about {size} bytes; its broker takes {link.frame_limit}: send less"
-            )
+        if limit is not None and size > limit:
+            told = f"the request needs a frame of about {size} bytes; its broker takes {limit}: send less"
+            raise PayloadTooLarge(told)
 
     def _refused(self, call: Call, intent_id: IntentId, reason: str) -> Transition:
         return Transition(

@@ -122,6 +122,19 @@ async def test_the_agents_phase_is_in_the_row_when_the_answer_is_there(far: Far,
     await far.check()
 
 
+async def test_what_a_stock_broker_cannot_take_is_refused_on_every_hub_alike(cluster: Cluster) -> None:
+    """The caller of another hub is told so too, instead of a 202 for what can never be sent."""
+    holder = cluster.hubs[1]
+    identity = await holder.api.register_broker()
+    async with cluster.broker(identity, first=holder, name=f"stock-{identity['broker_id']}", personality="stock"):
+        assert await cluster.owner(identity["broker_id"]) is holder
+        agent = await holder.api.create_agent(await holder.api.create_project(), identity["broker_id"])
+        for hub in (holder, *cluster.others(holder)):
+            answer = await hub.api.message(agent["id"], "x" * 60_000)
+            assert answer.expect(413).code == "payload_too_large", hub.node
+    assert await holder.api.all_dispatches(brokerId=identity["broker_id"], op="message") == []
+
+
 async def test_a_creation_is_forwarded_and_starts_the_agent(far: Far) -> None:
     answer = await far.here.post_agent(far.project, far.broker.broker_id)
     agent = answer.expect(201).json["agent"]
