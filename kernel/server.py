@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket as sockets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,9 @@ def listening_socket(settings: Settings) -> Iterator[sockets.socket]:
         listening.listen(1024)
     except OSError as fault:
         listening.close()
+        which = "--port" if fault.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise Misconfigured(
-            f"cannot listen on {host}:{port}: {fault.strerror or fault}; choose another with --port"
+            f"cannot listen on {host}:{port}: {fault.strerror or fault}; choose another with {which}"
         ) from fault
     with listening:
         yield listening

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import msgspec
 
-from kernel import Decision, Host, Misconfigured, Principal, Request, Resource, User, hookimpl
+from kernel import (
+    Decision,
+    Finding,
+    Host,
+    Level,
+    Misconfigured,
+    Principal,
+    Request,
+    Resource,
+    Settings,
+    User,
+    hookimpl,
+)
 
 USER = User(
     id="be67fbc9-c869-5d43-b15d-c28ca3e8d355",
@@ -36,14 +48,15 @@ class Plugin:
         self._token = ""
 
     @hookimpl
+    def diagnose(self, config: Settings) -> list[Finding]:
+        return [_reach(config.server.host)]
+
+    @hookimpl
     async def on_start(self, hub: Host) -> None:
         """Raises: Misconfigured when others than this machine could reach the hub."""
-        host = hub.settings.server.host
-        if not _is_loopback(host):
-            raise Misconfigured(
-                f"auth.dev makes whoever has its one token an administrator, so it starts on loopback only; found "
-                f"`server.host: {host}`. Write `host: 127.0.0.1` there, or take `- use: auth.dev` out of `plugins:`"
-            )
+        found = _reach(hub.settings.server.host)
+        if found.fix:
+            raise Misconfigured(str(found))
         self._token = os.environ.get(VARIABLE, "").strip() or _kept(self._token_file)
         await hub.storage.ensure_user(USER)
 
@@ -66,6 +79,21 @@ class Plugin:
         if principal.kind != "user" or principal.id != USER.id:
             return None
         return Decision(allowed=True, reason="the developer may do everything")
+
+
+def _reach(host: str) -> Finding:
+    """Who could reach a hub that listens there."""
+    if _is_loopback(host):
+        return Finding(check="auth.dev", told=f"only this machine reaches {host}")
+    return Finding(
+        check="auth.dev",
+        level=Level.FAIL,
+        told=(
+            f"auth.dev makes whoever has its one token an administrator, so it starts on loopback only; found "
+            f"`server.host: {host}`"
+        ),
+        fix="write `host: 127.0.0.1` there, or take `- use: auth.dev` out of `plugins:`",
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -151,6 +151,12 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     assert (status, "no such file" in findings["configuration"]["told"]) == (78, True)
 
 
+def test_a_hub_that_others_could_reach_with_the_token_of_a_developer_is_told(tmp_path: Path) -> None:
+    status, findings = found(tmp_path, "server.host=0.0.0.0")
+    assert (status, findings["auth.dev"]["level"]) == (78, "fail")
+    assert "`server.host: 0.0.0.0`" in findings["auth.dev"]["told"]
+
+
 def test_a_short_secret_is_told(tmp_path: Path) -> None:
     status, findings = found(tmp_path, env={"SESSION_SECRET": "short"})
     assert (status, findings["secret"]["level"]) == (78, "fail")
