@@ -14,6 +14,9 @@ from kernel.transition import Transition
 MOST_PENDING = 50_000
 MOST_MEASURES = 10_000
 """What stages and requests took is dropped long before a transition is: of those each one counts."""
+MEASURES_WAIT = 1.0
+"""Seconds, unless there are many."""
+MANY = 256
 
 
 class Teller(Protocol):
@@ -38,6 +41,7 @@ class Observer:
     def tell(self, transitions: Iterable[Transition]) -> None:
         for transition in transitions:
             self._put(MOST_PENDING, self._transition, transition)
+            self._arrived.set()
 
     def stage(self, name: str, seconds: float) -> None:
         """One stage of a dispatch took this long: authenticate, route, record, claim, resolve, send, answer, …"""
@@ -52,11 +56,14 @@ class Observer:
             self.dropped += 1
             return
         self._pending.append((teller, arguments))
-        self._arrived.set()
+        if len(self._pending) >= MANY:
+            self._arrived.set()
 
     async def run(self) -> None:
+        """Measures go along with the next transition, when there are many, or after a second."""
         while True:
-            await self._arrived.wait()
+            with anyio.move_on_after(MEASURES_WAIT):
+                await self._arrived.wait()
             self._arrived = Latch()
             await self._drain()
 
@@ -67,7 +74,7 @@ class Observer:
                 await anyio.sleep(0)
 
     def flush(self) -> None:
-        """At the end of a hub's life: tell what is left."""
+        """Tell what is left: somebody looks at the numbers, or the hub ends."""
         while self._pending:
             self._tell_next()
 

@@ -36,6 +36,7 @@ class Health:
     @route(action="hub.metrics", access="public")
     async def on_get_metrics(self, req: Asked, resp: Responded) -> None:
         await self._edge.host.look()
+        self._edge.observer.flush()
         parts = self._edge.hooks.collect_metrics.gather(self._edge.host)
         resp.content_type = METRICS_TYPE
         resp.data = "".join(part.value for part in parts).encode()

@@ -40,8 +40,13 @@ async def test_all_is_told_in_order_by_a_task_of_its_own() -> None:
         with anyio.fail_after(5):
             while len(heard.said) < 4:
                 await anyio.sleep(0.001)
+        assert heard.said == [("claim", 0.1), (a_step(1),), (a_step(2),), ("/x", "GET", 200, 0.2)]
+        observer.stage("claim", 0.3)
+        with anyio.fail_after(5):
+            while len(heard.said) < 5:
+                await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
-    assert heard.said == [("claim", 0.1), (a_step(1),), (a_step(2),), ("/x", "GET", 200, 0.2)]
+    assert heard.said[-1] == ("claim", 0.3), "nothing has to come after it"
 
 
 def test_a_transition_is_kept_long_after_measures_are_dropped() -> None:
