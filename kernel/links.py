@@ -36,12 +36,13 @@ class Turns:
     def __init__(self) -> None:
         self._claims: list[tuple[float, str]] = []
 
-    def claim(self, now: float, instance: str | None) -> bool:
-        """Note a claim; True when two instances alternated three times within a minute."""
-        if instance is None:
-            return False
-        if not self._claims or self._claims[-1][1] != instance:
+    def note(self, now: float, instance: str | None) -> None:
+        """This process claimed, here or on another node."""
+        if instance and (not self._claims or self._claims[-1][1] != instance):
             self._claims = [*self._claims[-2 * ALTERNATIONS_A_MINUTE - 1 :], (now, instance)]
+
+    def twins(self, now: float) -> bool:
+        """Whether two instances alternated three times within a minute."""
         recent = [name for at, name in self._claims if now - at < 60.0]
         return len(recent) > ALTERNATIONS_A_MINUTE and len(set(recent)) < len(recent)
 
@@ -238,18 +239,21 @@ class Links:
             window=self._window,
             clock=self._clock,
         )
-        self._take_over(link)
+        self._take_over(link, claimed.former_instance)
         link.greet()
         self.listener.arrived(link, claimed)
         return link
 
-    def _take_over(self, link: Link) -> None:
+    def _take_over(self, link: Link, former_instance: str | None) -> None:
         """The newest socket wins: the one that this node had before is closed."""
         broker_id = link.session.broker_id
         now = self._clock.monotonic()
         self.pace.note(now)
         self._claims[broker_id] = [*self._claims.get(broker_id, ())[-63:], now]
-        twins = self._turns.setdefault(broker_id, Turns()).claim(now, link.broker.instance)
+        turns = self._turns.setdefault(broker_id, Turns())
+        turns.note(now, former_instance)
+        turns.note(now, link.broker.instance)
+        twins = link.broker.instance is not None and turns.twins(now)
         if twins:
             self._tells_conflict(link.broker)
         former = self._links.get(broker_id)
@@ -331,9 +335,13 @@ class Links:
         lost = set(await self._storage.renew([link.session for link in heard]))
         for link in heard:
             if link.session.session_id in lost:
-                link.hang_up(wire.Close.REPLACED, "replaced")
+                link.hang_up(wire.Close.REPLACED, self._why_lost(link, now))
             else:
                 link.renewed_at = now  # when it was asked: the answer may have lain here while this process stood still
+
+    def _why_lost(self, link: Link, now: float) -> str:
+        """To whom its broker went: of two processes with one identity one is told to stay away for a while."""
+        return "other_instance" if self._turns[link.session.broker_id].twins(now) else "replaced"
 
     def hang_up_all(self, code: int, reason: str) -> None:
         for link in self.all():

@@ -37,6 +37,8 @@ class SessionClaimed(msgspec.Struct, frozen=True, kw_only=True):
     broker: Broker
     former: Session | None
     """Who held it before: to be signalled, so that it closes its socket."""
+    former_instance: str | None = None
+    """The broker's process that claimed last, on whichever node."""
     redriven: Changed
     """What older epochs left `in_progress`, now `pending`; and what was poison, now `failed`."""
 

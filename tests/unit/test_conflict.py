@@ -18,7 +18,11 @@ pytestmark = pytest.mark.anyio
 
 def verdicts(*claims: tuple[float, str | None]) -> list[bool]:
     turns = Turns()
-    return [turns.claim(at, instance) for at, instance in claims]
+    told = []
+    for at, instance in claims:
+        turns.note(at, instance)
+        told.append(turns.twins(at))
+    return told
 
 
 def test_the_third_change_between_two_instances_within_a_minute_shows_them() -> None:

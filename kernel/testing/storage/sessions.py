@@ -43,6 +43,12 @@ class SessionContract(StorageContract):
         assert claimed.former == old
         assert claimed.broker.connected_session_id == claimed.session.session_id
 
+    async def test_a_claim_names_the_process_that_claimed_last_wherever_it_did(self, world: World) -> None:
+        """Of two processes with one identity each may know one node only."""
+        world.broker = await world.new_broker()
+        claimed = [await world.connect(instance=name, node_id=NodeId(uuid())) for name in ("a", "b", "b", None, "a")]
+        assert [one.former_instance for one in claimed] == [None, "a", "b", "b", None]
+
     async def test_a_first_claim_names_no_former(self, world: World) -> None:
         world.broker = await world.new_broker()
         assert (await world.connect()).former is None

@@ -82,7 +82,9 @@ def claim_session(tx: Tx, claim: SessionClaim) -> SessionClaimed:
     hand_back(tx, in_hand(tx, broker.id), "owner_lost", claim.node_id, moves)
     after = tx.one(_FIND, which=broker.id)
     assert after is not None
-    return SessionClaimed(session=session, broker=after, former=former, redriven=moves.changed())
+    return SessionClaimed(
+        session=session, broker=after, former=former, former_instance=broker.instance, redriven=moves.changed()
+    )
 
 
 def _holder(broker: Broker) -> Session | None:
