@@ -280,14 +280,25 @@ async def all_is_driven_again(storm: Storm) -> None:
 async def each_story_is_whole(storm: Storm, other: Connection) -> dict[str, list[Any]]:
     """Step follows upon step, and the last one is what the row says."""
     kept: dict[str, list[Any]] = {}
-    for row in await other.fetch("SELECT intent_id, n, from_state, to_state FROM transitions ORDER BY intent_id, n"):
+    for row in await other.fetch("SELECT * FROM transitions ORDER BY intent_id, n"):
         kept.setdefault(row["intent_id"], []).append(row)
     found = await storm.world.storage.find_intents(list(kept))  # type: ignore[arg-type]
     assert len(found) == len(kept)
     for intent in found:
         steps = kept[intent.id]
         assert [step["n"] for step in steps] == list(range(1, len(steps) + 1))
-        assert all(step["from_state"] == before["to_state"] for before, step in pairwise(steps))
+        assert all(step["from_state"] == before["to_state"] for before, step in pairwise(steps)), [
+            (
+                step["n"],
+                step["from_state"],
+                step["to_state"],
+                step["reason"],
+                step["epoch"],
+                step["attempt"],
+                step["at"],
+            )
+            for step in steps
+        ]
         assert steps[-1]["to_state"] == intent.state
         assert sum(State(step["to_state"]).ended for step in steps[1:]) == intent.state.ended
         assert (intent.ended_at is not None) == intent.state.ended

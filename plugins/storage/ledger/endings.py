@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from kernel import STARTS, Failure, Intent, Lane, Op, OutcomeUnknown, Phase, State, Transition
@@ -72,14 +73,15 @@ def finish_pending(
 ) -> list[Moved]:
     """`pending` → `state` by compare-and-set, however many in a few statements: those that still were pending. Only one
     that surely never was claimed may be told as "did not happen"."""
-    before = {intent.id: intent for intent in intents}
     ended: list[Intent] = []
     for (lane, tried, unknown), these in _alike(tx, intents).items():
         told = OutcomeUnknown().as_failure() if unknown else failure
         alike = _ended(tx, lane, these, State.PENDING, tried, state, told)
         _creations_ended(tx, [one.agent_id for one in alike if one.op is Op.CREATE], told)
         ended += alike
-    moved = [(before[after.id], after) for after in sorted(ended, key=lambda one: one.seq)]
+    ended.sort(key=lambda one: one.seq)
+    # From what was compared, not from what was read: it may have been put back since.
+    moved = [(msgspec.structs.replace(after, state=State.PENDING), after) for after in ended]
     written = steps(tx, moved, reason, lambda _: node_id, detail)
     return [(after, transition) for (_, after), transition in zip(moved, written, strict=True)]
 
