@@ -6,6 +6,7 @@ ratios are.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -22,7 +23,9 @@ LIMIT = 180.0
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else f"{os.cpu_count()}-cores"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", default=f"{os.cpu_count()}-cores")
+    name = parser.parse_args().name
     parts = [f"# Measured on {datetime.now(UTC):%Y-%m-%d}, {name}", ""]
     for script in sorted(BENCH.glob("*.py")):
         print(f"{script.name} …", file=sys.stderr, flush=True)
