@@ -24,6 +24,27 @@ REMEMBERED = 5.0
 class Work:
     """An intent in this node's hands: claimed from its row, or LOCAL and not written anywhere yet."""
 
+    cancelled = False
+    out = False
+    """Its waits are over: it is on its way to the broker, or was there."""
+    aside = False
+    """It is ended where it waits, behind others of its lane."""
+    accepted = False
+    """The broker says that it took it."""
+    progress = False
+    """The broker told of progress since the row was last told."""
+    told_at = -math.inf
+    """When the node that accepted it was last told that it moves on."""
+    noted = (False, False)
+    """What of (sent, accepted) its row knows."""
+    report: Report | None = None
+    """What its agent reported of the run that it makes, before its end is stored."""
+    exchange: Exchange | None = None
+    """The request in flight, once there is one."""
+    agent: Agent | None = None
+    """Its agent as stored with its end."""
+    _waiting: anyio.CancelScope | None = None
+
     def __init__(
         self,
         *,
@@ -48,28 +69,8 @@ class Work:
         self.view = view
         self.values = values
         self._unsure = unsure
-        self.cancelled = False
-        self.out = False
-        """Its waits are over: it is on its way to the broker, or was there."""
-        self.aside = False
-        """It is ended where it waits, behind others of its lane."""
-        self._waiting: anyio.CancelScope | None = None
         self.turn = Latch()
         """It is the first of its lane."""
-        self.accepted = False
-        """The broker says that it took it."""
-        self.progress = False
-        """The broker told of progress since the row was last told."""
-        self.told_at = float("-inf")
-        """When the node that accepted it was last told that it moves on."""
-        self.report: Report | None = None
-        """What its agent reported of the run that it makes, before its end is stored."""
-        self.exchange: Exchange | None = None
-        """The request in flight, once there is one."""
-        self.noted: tuple[bool, bool] = (False, False)
-        """What of (sent, accepted) its row knows."""
-        self.agent: Agent | None = None
-        """Its agent as stored with its end."""
         self.settled = Latch()
 
     # -- what it waits for -------------------------------------------------------------------------------------------

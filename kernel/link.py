@@ -133,6 +133,19 @@ class Exchange:
 class Link:
     """One session of one broker on this node."""
 
+    closing: tuple[int, str] | None = None
+    quiet = False
+    """Nothing new is sent: the hub stops."""
+    advised = False
+    """The broker was told to dial another hub."""
+    doubted = False
+    """The rows may tell less of this session, or more, than is true: they are looked at before the next claim."""
+    in_hand = 0
+    """How many works wait for a place in the window, hold one, or write their end: the first of each lane."""
+    late_answers = 0
+    _open = True
+    _outgoing_bytes = 0
+
     def __init__(
         self,
         *,
@@ -151,29 +164,17 @@ class Link:
         self.stock = not self.capabilities
         self.window = Window(_window_of(broker, settings, window))
         self.renewed_at = clock.monotonic()
-        self.closing: tuple[int, str] | None = None
         self.paused = broker.paused
         """Nothing new is sent: somebody put the broker on pause."""
-        self.quiet = False
-        """Nothing new is sent: the hub stops."""
-        self.advised = False
-        """The broker was told to dial another hub."""
         self._secret = secret
         self._settings = settings
         self._clock = clock
         self._outgoing: list[tuple[str, Exchange | None]] = []
-        self._outgoing_bytes = 0
         self._outgoing_arrived = Latch()
         self._exchanges: dict[str, Exchange] = {}
-        self._open = True
         self._hangup = Latch()
-        self.late_answers = 0
         self.on_work: Callable[[Link], None] = lambda _: None
         """Called when something may be claimed for this broker."""
-        self.doubted = False
-        """The rows may tell less of this session, or more, than is true: they are looked at before the next claim."""
-        self.in_hand = 0
-        """How many works wait for a place in the window, hold one, or write their end: the first of each lane."""
 
     @property
     def open(self) -> bool:

@@ -14,7 +14,7 @@ from tests.harness.brokerprocess import BrokerProcess
 from tests.harness.history import Event
 from tests.harness.hubclient import Json
 from tests.harness.ownbroker import OwnBroker
-from tests.harness.processes import eventually
+from tests.harness.processes import Child, eventually
 from tests.harness.proxy import Proxy
 from tests.harness.wiretap import Wiretap
 
@@ -22,7 +22,21 @@ BACKOFF = 90.0
 """Seconds in which our broker surely has a session again: after many losses it pauses for up to half a minute."""
 
 
-class Scripted(BrokerProcess):
+class Freezes:
+    """A process that stands still as long as it is told to."""
+
+    child: Child | None
+
+    def freeze(self) -> None:
+        assert self.child
+        self.child.freeze()
+
+    def thaw(self) -> None:
+        assert self.child
+        self.child.thaw()
+
+
+class Scripted(Freezes, BrokerProcess):
     """Slow at its first restarts, a little slow at everything."""
 
     @property
@@ -46,21 +60,13 @@ class Scripted(BrokerProcess):
         await self.disconnect()
         await self.stop()
 
-    def freeze(self) -> None:
-        assert self.child
-        self.child.freeze()
-
-    def thaw(self) -> None:
-        assert self.child
-        self.child.thaw()
-
     async def flap(self, doors: Sequence[Proxy], chance: random.Random) -> None:
         """From hub to hub, each new socket before the old one ends."""
         for _ in range(4):
             await self.tell("dial", url=chance.choice(doors).url)
 
 
-class Own(OwnBroker):
+class Own(Freezes, OwnBroker):
     """Its agents are programs that write down what they see; the wiretap hears what passes at its doors."""
 
     dedupes = True
@@ -92,14 +98,6 @@ class Own(OwnBroker):
 
         await eventually(at_work, "our broker's session", patience=BACKOFF)
         assert await self.terminate() == 0
-
-    def freeze(self) -> None:
-        assert self.child
-        self.child.freeze()
-
-    def thaw(self) -> None:
-        assert self.child
-        self.child.thaw()
 
     async def flap(self, doors: Sequence[Proxy], chance: random.Random) -> None:
         """It loses its socket again and again, also while it dials the next."""

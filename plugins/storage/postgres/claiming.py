@@ -32,25 +32,19 @@ def _statement(homes: Sequence[Home], *, hinted: bool, room: bool) -> Any:
     )
     carries = sa.select(ONE).select_from(holder).where(sa.not_(holder.c.paused)).exists()
     taken = with_last_step(_both(homes, carries, hinted=hinted, room=room))
-    told = sa.insert(transitions).from_select(
-        ["intent_id", "n", "at", "from_state", "to_state", "reason", "node_id", "epoch", "attempt"],
-        sa.select(
-            taken.c.id,
-            sa.func.coalesce(taken.c.step, 0) + ONE,
-            NOW,
-            sa.literal_column(f"'{State.PENDING}'"),
-            sa.literal_column(f"'{State.IN_PROGRESS}'"),
-            sa.literal_column(f"'{CLAIMED}'"),
-            param("node", transitions.c.node_id.type),
-            param("epoch", sa.BigInteger()),
-            taken.c.attempts,
-        ),
+    told = next_step(
+        taken,
+        sa.literal_column(f"'{State.PENDING}'"),
+        sa.literal_column(f"'{State.IN_PROGRESS}'"),
+        sa.literal_column(f"'{CLAIMED}'"),
+        param("node", transitions.c.node_id.type),
+        param("epoch", sa.BigInteger()),
     )
     paused = sa.select(holder.c.paused).scalar_subquery()
     return (
         sa.select(paused, NOW, taken.c.place, taken.c.step, taken.c.since, taken.c.intent)
         .select_from(sa.select(mode()).subquery("moded").outerjoin(taken, sa.true()))
-        .add_cte(told.cte("told"))
+        .add_cte(told)
     )
 
 
@@ -77,6 +71,14 @@ def with_last_step(moved: Any) -> Any:
     last = newest.limit(ONE).lateral("last")
     both = moved.outerjoin(last, sa.true())
     return sa.select(*moved.c, last.c.n.label("step"), last.c.at.label("since")).select_from(both).cte("taken")
+
+
+def next_step(moved: Any, from_state: Any, to_state: Any, reason: Any, node: Any, epoch: Any) -> Any:
+    """Written into the history for each of what was moved, behind its last one."""
+    n = sa.func.coalesce(moved.c.step, 0) + ONE
+    values = sa.select(moved.c.id, n, NOW, from_state, to_state, reason, node, epoch, moved.c.attempts)
+    names = ["intent_id", "n", "at", "from_state", "to_state", "reason", "node_id", "epoch", "attempt"]
+    return sa.insert(transitions).from_select(names, values).cte("told")
 
 
 _ALL = {hinted: Statement(partial(_statement, HOMES, hinted=hinted, room=False)) for hinted in (False, True)}

@@ -47,12 +47,16 @@ def refused(fault: Unreachable, *, key: str = "dsn") -> Finding:
     others = [f"{other}: {why(one)}" for other, one in fault.faults if other is not address]
     told = "; ".join([f"the database {fault.dsn} cannot be used, {address}: {why(telling)}", *others])
     return Finding(
-        check="database", level=Level.FAIL, told=told, fix=_fix(telling, fault, f"`{key}` of the plugin postgres")
+        check="database", level=Level.FAIL, told=told, fix=_fix(telling, fault.dsn, f"`{key}` of the plugin postgres")
     )
 
 
-def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
-    dsn = whole.dsn
+def _fix(fault: BaseException, dsn: Dsn, setting: str) -> str:
+    """What to change, of a server that answered and of one that did not."""
+    return _fix_of_refusal(fault, dsn, setting) or _fix_of_way(fault, dsn, setting)
+
+
+def _fix_of_refusal(fault: BaseException, dsn: Dsn, setting: str) -> str | None:
     match fault:
         case pg.InvalidPasswordError():
             return f"correct the password in {setting}, or its user"
@@ -84,6 +88,11 @@ def _fix(fault: BaseException, whole: Unreachable, setting: str) -> str:
             )
         case pg.CannotConnectNowError():
             return "wait until it has started"
+    return None
+
+
+def _fix_of_way(fault: BaseException, dsn: Dsn, setting: str) -> str:
+    match fault:
         case ssl.SSLCertVerificationError():
             return f"name the authority that signed it with sslrootcert=FILE in {setting}"
         case ssl.SSLError():

@@ -30,9 +30,9 @@ from plugins.storage.ledger.agents import CHANGE, changed, told_of
 from plugins.storage.ledger.ends import pending
 from plugins.storage.ledger.history import LEFT_TO_REPORT, ended_early
 from plugins.storage.ledger.homes import CONTROL, HOMES, IN_PROGRESS, MESSAGES, Home, home_of
-from plugins.storage.ledger.query import NOW, ONE, within
+from plugins.storage.ledger.query import NOW, within
 from plugins.storage.ledger.rows import AGENT
-from plugins.storage.postgres.claiming import with_last_step
+from plugins.storage.postgres.claiming import next_step, with_last_step
 from plugins.storage.postgres.connecting import Connection
 from plugins.storage.postgres.durability import mode
 from plugins.storage.postgres.given import PLACE, Statement, instant, listed, packed, row, rows
@@ -129,15 +129,9 @@ def _ending(home: Home, *, alone: bool, changes: bool) -> Any:
         .cte("ended")
     )
     done = with_last_step(ended)
-    told = sa.insert(transitions).from_select(
-        ["intent_id", "n", "at", "from_state", "to_state", "reason", "node_id", "epoch", "attempt"],
-        sa.select(
-            done.c.id, sa.func.coalesce(done.c.step, 0) + ONE, NOW, IN_PROGRESS, done.c.state, done.c.reason,
-            done.c.owner, done.c.claimed_epoch, done.c.attempts,
-        ),
-    )  # fmt: skip
+    told = next_step(done, IN_PROGRESS, done.c.state, done.c.reason, done.c.owner, done.c.claimed_epoch)
     after = _agents_after(given, done) if changes else None
-    return _answer(done, after, done.c.step, done.c.since).add_cte(told.cte("told"))
+    return _answer(done, after, done.c.step, done.c.since).add_cte(told)
 
 
 def _agents_after(given: Any, done: Any, *when: Any) -> Any:
@@ -219,8 +213,8 @@ def _step(intent: Intent, end: End, n: int, since: int | None, now: int) -> Tran
 # -- a LOCAL call and its end -----------------------------------------------------------------------------------
 
 
-def _storing(home: Home) -> Any:
-    given = given_for(home, session=Id, **ENDED)
+def _born(home: Home, given: Any) -> Any:
+    """Rows that begin as they ended."""
     names = [
         *columns_of(home), home.state.name, "seq", "deadline_at", home.created.name, "attempts", "failures",
         "claimed_by", "claimed_epoch", "claimed_session", "claimed_at", "sent_at", "accepted_at", "result", "error",
@@ -244,7 +238,7 @@ def _storing(home: Home) -> Any:
         given.c.error,
         NOW,
     ]
-    born = (
+    return (
         postgresql.insert(home.table)
         .from_select(names, sa.select(*values).order_by(given.c.n))
         .on_conflict_do_nothing(index_elements=[home.c.id])
@@ -258,6 +252,11 @@ def _storing(home: Home) -> Any:
         )
         .cte("born")
     )
+
+
+def _storing(home: Home) -> Any:
+    given = given_for(home, session=Id, **ENDED)
+    born = _born(home, given)
     carried = _carried(given)
     current = sa.select(carried.c.epoch).where(carried.c.id == given.c.broker_id).scalar_subquery() == given.c.epoch
     done = (
